@@ -1,7 +1,7 @@
 """Leaves by name: the vocabulary every other module uses to talk about pytrees.
 
-A leaf is named by its keys joined with ``/`` (``params/conv1/kernel``). Trees are always paired by
-name, never by position: stored integer keys come back as strings, and ``"10"`` sorts before ``"2"``.
+A leaf is named by its keys joined with ``/`` (``params/conv1/kernel``). Trees are paired by
+name, never by position: stored integer keys come back as strings, and "10" sorts before "2".
 """
 
 from collections.abc import Iterable, Mapping
@@ -125,7 +125,8 @@ def check_compatible(specs: Mapping[str, Mapping[str, LeafSpec]]) -> None:
             f"leaf {name!r} is in {label} but not in {first}" for name in found.keys() - expected
         ]
         problems += [
-            f"leaf {name!r}: expected {expected[name]} as in {first}, found {found[name]} in {label}"
+            f"leaf {name!r}: expected {expected[name]} as in {first}, "
+            f"found {found[name]} in {label}"
             for name in expected.keys() & found.keys()
             if expected[name] != found[name]
         ]

@@ -1,0 +1,101 @@
+"""The one boundary between Flax NNX modules and pure nested dicts.
+
+Inside, models are NNX modules. Everywhere else a model is a plain dict of arrays,
+``{"params": {...}, "batch_stats": {...}}`` (the second only where there are batch statistics), which
+`jax.jit` dispatches fastest, Orbax stores under clean names and averaging understands.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+from flax import nnx
+
+Model = dict[str, Any]
+
+
+class Functional(NamedTuple):
+    """A module as two pure functions.
+
+    Attributes:
+      init: ``init(seed) -> model``: fresh parameters (and batch statistics), a nested dict with
+        string keys.
+      apply: ``apply(model, *inputs, train=False, **kwargs) -> (outputs, batch_stats)``: the
+        module's ``__call__(*inputs, train=train, **kwargs)``; `batch_stats` are the updated
+        statistics (``{}`` for modules without). `train` is static.
+    """
+
+    init: Callable[[int], Model]
+    apply: Callable[..., tuple[Any, dict[str, Any]]]
+
+
+def functional(build: Callable[[nnx.Rngs], nnx.Module]) -> Functional:
+    """Turn a module's constructor into pure functions on nested dicts.
+
+    The module may hold `nnx.Param` and `nnx.BatchStat` variables and nothing else; randomness
+    (dropout) is passed to ``__call__`` as an explicit key, so that no generator state ends up in
+    checkpoints or averages.
+
+    Args:
+      build: makes the module from ``nnx.Rngs``, e.g. ``lambda rngs: ResNet(depth=50, rngs=rngs)``.
+    """
+
+    def parts(module: nnx.Module) -> tuple[nnx.GraphDef, Any, Any]:
+        return nnx.split(module, nnx.Param, nnx.BatchStat)
+
+    def init(seed: int) -> Model:
+        def make(key: jax.Array) -> Model:
+            _, params, stats = parts(build(nnx.Rngs(key)))
+            model = {"params": _string_keys(nnx.to_pure_dict(params))}
+            if stats:
+                model["batch_stats"] = _string_keys(nnx.to_pure_dict(stats))
+            return model
+
+        return jax.jit(make)(jax.random.key(seed))
+
+    template: list[tuple[nnx.GraphDef, Any, Any]] = []
+
+    def abstract() -> tuple[nnx.GraphDef, Any, Any]:
+        if not template:
+            template.append(parts(nnx.eval_shape(lambda: build(nnx.Rngs(0)))))
+        return template[0]
+
+    def apply(
+        model: Model, *inputs: Any, train: bool = False, **kwargs: Any
+    ) -> tuple[Any, dict[str, Any]]:
+        graphdef, params, stats = abstract()
+        module = nnx.merge(
+            graphdef,
+            _filled(params, model["params"]),
+            _filled(stats, model.get("batch_stats", {})),
+        )
+        outputs = module(*inputs, train=train, **kwargs)  # type: ignore[operator]
+        updated = nnx.to_pure_dict(parts(module)[2])
+        return outputs, _string_keys(updated)
+
+    return Functional(init, apply)
+
+
+def _filled(state: Any, values: dict[str, Any]) -> Any:
+    """A copy of an abstract state holding `values`, whose string keys are matched to its own.
+
+    `nnx.merge` keeps old values silently where keys differ in type, so a difference is an error.
+    """
+    flat = nnx.to_flat_state(state)
+    leaves = {
+        tuple(jax.tree_util.keystr((k,), simple=True) for k in path): leaf
+        for path, leaf in jax.tree_util.tree_flatten_with_path(values)[0]
+    }
+    wanted = {tuple(map(str, path)) for path, _ in flat}
+    if wanted != leaves.keys():
+        odd = sorted("/".join(keys) for keys in wanted ^ leaves.keys())
+        raise ValueError(f"model dict and module differ in {len(odd)} leaves, first {odd[0]!r}")
+    return nnx.from_flat_state(
+        [(path, variable.replace(leaves[tuple(map(str, path))])) for path, variable in flat]
+    )
+
+
+def _string_keys(tree: Any) -> Any:
+    if isinstance(tree, dict):
+        return {str(key): _string_keys(value) for key, value in tree.items()}
+    return tree
