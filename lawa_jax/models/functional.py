@@ -1,8 +1,8 @@
 """The one boundary between Flax NNX modules and pure nested dicts.
 
 Inside, models are NNX modules. Everywhere else a model is a plain dict of arrays,
-``{"params": {...}, "batch_stats": {...}}`` (the second only where there are batch statistics), which
-`jax.jit` dispatches fastest, Orbax stores under clean names and averaging understands.
+``{"params": {...}, "batch_stats": {...}}`` (the second only where there are batch statistics),
+which `jax.jit` dispatches fastest, Orbax stores under clean names and averaging understands.
 """
 
 from collections.abc import Callable
