@@ -41,7 +41,8 @@ def functional(build: Callable[[nnx.Rngs], nnx.Module]) -> Functional:
     """
 
     def parts(module: nnx.Module) -> tuple[nnx.GraphDef, Any, Any]:
-        return nnx.split(module, nnx.Param, nnx.BatchStat)
+        graphdef, params, stats = nnx.split(module, nnx.Param, nnx.BatchStat)
+        return graphdef, params, stats
 
     def init(seed: int) -> Model:
         def make(key: jax.Array) -> Model:
@@ -69,7 +70,7 @@ def functional(build: Callable[[nnx.Rngs], nnx.Module]) -> Functional:
             _filled(params, model["params"]),
             _filled(stats, model.get("batch_stats", {})),
         )
-        outputs = module(*inputs, train=train, **kwargs)  # type: ignore[operator]
+        outputs = module(*inputs, train=train, **kwargs)
         updated = nnx.to_pure_dict(parts(module)[2])
         return outputs, _string_keys(updated)
 
