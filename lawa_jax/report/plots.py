@@ -42,7 +42,11 @@ def _saved(axes: Axes, curves: Curves) -> None:
     axes.bar(list(exact), list(exact.values()), color=LAWA, label="exact")
     if bounds:
         axes.bar(
-            list(bounds), list(bounds.values()), facecolor="none", edgecolor=LAWA, hatch="////",
+            list(bounds),
+            list(bounds.values()),
+            facecolor="none",
+            edgecolor=LAWA,
+            hatch="////",
             label="at least: no raw epoch is as good",
         )
     axes.axhline(0, c="black", lw=0.8)

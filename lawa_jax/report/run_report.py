@@ -17,13 +17,23 @@ def report(curves: Curves, title: str, directory: Path) -> str:
         names = sorted({name for row in curves.raw.values() for name in row})
         writer = csv.writer(file)
         writer.writerow(
-            ["epoch", *(f"raw_{n}" for n in names), *(f"lawa_{n}" for n in names),
-             "epochs_saved", "at_least"]
+            [
+                "epoch",
+                *(f"raw_{n}" for n in names),
+                *(f"lawa_{n}" for n in names),
+                "epochs_saved",
+                "at_least",
+            ]
         )
         for epoch, raw in curves.raw.items():
             lawa, saved = curves.lawa.get(epoch, {}), curves.saved.get(epoch)
             writer.writerow(
-                [epoch, *(raw.get(n, "") for n in names), *(lawa.get(n, "") for n in names),
-                 saved.epochs if saved else "", saved.at_least if saved else ""]
+                [
+                    epoch,
+                    *(raw.get(n, "") for n in names),
+                    *(lawa.get(n, "") for n in names),
+                    saved.epochs if saved else "",
+                    saved.at_least if saved else "",
+                ]
             )
     return f"{run_table(curves)}\n\n{summary(curves)}\nplot: {picture}\ndata: {data}"

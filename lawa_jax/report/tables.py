@@ -10,8 +10,10 @@ _MANY = 12
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Right-aligned columns under a rule."""
     widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
-    lines = ["  ".join(cell.rjust(w) for cell, w in zip(row, widths, strict=True))
-             for row in (head, *rows)]
+    lines = [
+        "  ".join(cell.rjust(w) for cell, w in zip(row, widths, strict=True))
+        for row in (head, *rows)
+    ]
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
 
 
@@ -55,6 +57,7 @@ def summary(curves: Curves) -> str:
             f"at epoch {top}"
         )
         better = sum(curves.lawa[e]["loss"] < curves.raw[e]["loss"] for e in curves.lawa)
-        lines.append(f"the average is better than the raw weights at {better} of "
-                     f"{len(curves.lawa)} epochs")
+        lines.append(
+            f"the average is better than the raw weights at {better} of {len(curves.lawa)} epochs"
+        )
     return "\n".join(lines)

@@ -66,9 +66,9 @@ class ImageConfig(RunConfig):
     """Classes of the dummy data."""
     label_noise: float = 0.0
     """Share of random training labels, for digits."""
-    arch: Literal[
-        "resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnet_digits"
-    ] = "resnet50"
+    arch: Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnet_digits"] = (
+        "resnet50"
+    )
     """torchvision's v1.5 architectures, or a small one with a CIFAR stem."""
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     """Of activations; parameters and statistics are always float32."""
@@ -103,13 +103,19 @@ class ImageConfig(RunConfig):
             ("momentum", 0.0, 1.0),
         ):
             if not low <= getattr(self, name) < high:
-                raise ConfigError(f"{name}: expected in [{low}, {high}), found "
-                                  f"{getattr(self, name)}")
+                raise ConfigError(
+                    f"{name}: expected in [{low}, {high}), found {getattr(self, name)}"
+                )
         for name in ("learning_rate", "weight_decay"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ConfigError(f"{name}: expected a number >= 0, found {getattr(self, name)}")
-        for name in ("image_size", "dummy_examples", "dummy_classes", "base_batch_size",
-                     "accumulate"):
+        for name in (
+            "image_size",
+            "dummy_examples",
+            "dummy_classes",
+            "base_batch_size",
+            "accumulate",
+        ):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}: expected >= 1, found {getattr(self, name)}")
         if self.batch_size % self.accumulate:

@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 
 from lawa_jax.batch_norm import recalibrate
@@ -32,7 +31,10 @@ def resnet_network(
 
     def build(rngs: Any) -> ResNet:
         options: dict[str, Any] = {
-            "num_classes": num_classes, "in_channels": in_channels, "dtype": dtype, "rngs": rngs
+            "num_classes": num_classes,
+            "in_channels": in_channels,
+            "dtype": dtype,
+            "rngs": rngs,
         }
         if arch == "resnet_digits":
             return ResNet((1, 1, 1), widths=(32, 64, 128), block="basic", stem="cifar", **options)

@@ -67,9 +67,7 @@ def evaluate(task: Task, model: Model) -> dict[str, float]:
     ).means()
 
 
-def evaluate_latest(
-    task: Task, run: epath.Path, *, k: int, end: int, bn: Policy
-) -> dict[str, Any]:
+def evaluate_latest(task: Task, run: epath.Path, *, k: int, end: int, bn: Policy) -> dict[str, Any]:
     """Validation metrics of the average of the `k` latest models ending at `end`.
 
     Returns:

@@ -10,9 +10,9 @@ from etils import epath
 
 from lawa_jax.checkpoints import list_steps, open_checkpoint
 from lawa_jax.errors import CheckpointNotFoundError, ConfigError
-from lawa_jax.tree import PyTree, named_leaves, spec_of
-from lawa_jax.training.task import State, Task
 from lawa_jax.training.lawa import read_verified
+from lawa_jax.training.task import State, Task
+from lawa_jax.tree import PyTree, named_leaves, spec_of
 
 
 class Position(NamedTuple):

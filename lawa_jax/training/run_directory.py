@@ -10,8 +10,12 @@ from typing import Any
 from etils import epath
 
 from lawa_jax.checkpoints import list_steps
-from lawa_jax.errors import CheckpointNotFoundError, ConfigError, CorruptCheckpointError
-from lawa_jax.errors import OutputExistsError
+from lawa_jax.errors import (
+    CheckpointNotFoundError,
+    ConfigError,
+    CorruptCheckpointError,
+    OutputExistsError,
+)
 
 CONFIG = "config.json"
 
@@ -62,9 +66,7 @@ def read_config(run: epath.Path) -> dict[str, Any]:
     return config
 
 
-def check_resumable(
-    run: epath.Path, config: Mapping[str, Any], changeable: frozenset[str]
-) -> None:
+def check_resumable(run: epath.Path, config: Mapping[str, Any], changeable: frozenset[str]) -> None:
     """Check that `config` goes on with the trajectory of the run, not with another one.
 
     Args:
