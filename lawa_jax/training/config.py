@@ -1,4 +1,4 @@
-"""Configurations: frozen dataclasses that are the command line, the config files and config.json."""
+"""Configurations: frozen dataclasses, at once command line, config file and JSON."""
 
 import dataclasses
 import importlib.util

@@ -69,7 +69,8 @@ def train(
                 due = save_every_steps > 0 and step % save_every_steps == 0
                 return due or interrupt.requested
 
-            for state, position in _epoch(task, state, position, pause, progress):
+            for reached in _epoch(task, state, position, pause, progress):
+                state, position = reached
                 if position.samples < task.samples_per_epoch:
                     writer.save_resume(position.step, to_tree(state, position))
                     if interrupt.requested:

@@ -1,6 +1,7 @@
 """Where a run stands, and going on from there."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -28,7 +29,7 @@ class Position(NamedTuple):
     epoch: int = 1
     samples: int = 0
     step: int = 0
-    totals: dict[str, tuple[float, float]] = {}
+    totals: Mapping[str, tuple[float, float]] = MappingProxyType({})
 
     @property
     def finished_epochs(self) -> int:
