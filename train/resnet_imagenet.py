@@ -13,7 +13,7 @@ import sys
 from etils import epath
 
 from lawa_jax import script
-from lawa_jax.data import datasets, imagenet
+from lawa_jax.data import datasets
 from lawa_jax.training import sessions
 from lawa_jax.training.command_line import parse
 from lawa_jax.training.config import ImageConfig
