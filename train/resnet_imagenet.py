@@ -1,9 +1,12 @@
 """Train a ResNet, save every epoch, average the latest k checkpoints, show what LAWA saves.
 
-ResNet-50 on ImageNet:     python train/resnet_imagenet.py --lawa_k 5
-half a minute on a CPU:    python train/resnet_imagenet.py --config configs/resnet_digits.py
-go on after a stop:        python train/resnet_imagenet.py --config ... --resume
-averages of a past run:    python train/resnet_imagenet.py --evaluate RUN --lawa_k 5 --end 10 20 30
+ResNet-50 on ImageNet: python train/resnet_imagenet.py --lawa_k 5
+
+Half a minute on a CPU: python train/resnet_imagenet.py --config configs/resnet_digits.py
+
+Go on after a stop: python train/resnet_imagenet.py --config ... --resume
+
+Averages of a past run: python train/resnet_imagenet.py --evaluate RUN --lawa_k 5 --end 10 20 30
 """
 
 import dataclasses
@@ -13,7 +16,7 @@ import sys
 from etils import epath
 
 from lawa_jax import script
-from lawa_jax.data import datasets
+from lawa_jax.data import datasets, imagenet
 from lawa_jax.training import sessions
 from lawa_jax.training.command_line import parse
 from lawa_jax.training.config import ImageConfig
