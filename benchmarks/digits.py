@@ -77,7 +77,8 @@ def table(runs: list[Curves], k: int) -> str:
     """Mean and spread over the seeds at every fifth epoch, as Markdown."""
     last = max(runs[0].raw)
     lines = [
-        f"| epoch | raw loss | LAWA k={k} loss | raw top-1 % | LAWA top-1 % | epochs saved, by seed |",
+        f"| epoch | raw loss | LAWA k={k} loss | raw top-1 % | LAWA top-1 % "
+        "| epochs saved, by seed |",
         "| ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for end in (e for e in (5, 8, 10, 12, 15, 20, 25, 30) if k <= e <= last):
@@ -122,8 +123,9 @@ def plot(runs: list[Curves], k: int, path: Path) -> None:
     loss.legend()
     for number, run in enumerate(runs):
         ends = sorted(run.saved)
-        values = [run.saved[e].epochs for e in ends]
-        saved.plot(ends, values, "o-", ms=3, lw=0.7, label=f"seed {number}")
+        saved.plot(
+            ends, [run.saved[e].epochs for e in ends], "o-", ms=3, lw=0.7, label=f"seed {number}"
+        )
         bounds = [e for e in ends if run.saved[e].at_least]
         saved.plot(bounds, [run.saved[e].epochs for e in bounds], "^", ms=8, mfc="none", c="black")
     saved.axhline(0, c="black", lw=0.8)
