@@ -42,6 +42,7 @@ class Checkpoint:
       leaves: shape and dtype of every selected leaf by name.
       keys: key tuple of every selected leaf.
       key_types: how Orbax turns each key back into a container (`metadata.SEQUENCE`, `DICT`).
+      kinds: what each leaf was saved as ("jax.Array", "np.ndarray", "scalar").
       empty: key tuples of empty nodes and their kind ("None", "Dict"), unselected ones too.
       strings: values of string leaves by name; never averaged, not among `leaves`.
       selection: which leaves were chosen, which left out, and why.
@@ -85,6 +86,7 @@ class Checkpoint:
         self._folder = {name: e.folder for name, e in entries.items()}
         self.keys = {name: e.keys for name, e in entries.items()}
         self.key_types = {name: e.key_types for name, e in entries.items()}
+        self.kinds = {name: e.kind for name, e in entries.items()}
         self.leaves = {
             name: LeafSpec(header.shape, header.dtype)
             for name, header in self._headers_by_name.items()

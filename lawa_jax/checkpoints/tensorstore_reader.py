@@ -27,7 +27,8 @@ def _context() -> Any:
     return ts.Context({"cache_pool": {"total_bytes_limit": 0}})
 
 
-def _directory_spec(item: epath.Path) -> dict[str, Any] | str:
+def directory_spec(item: epath.Path) -> dict[str, Any] | str:
+    """A directory as TensorStore names it."""
     if is_object_store(item):
         return str(item).rstrip("/") + "/"
     return {"driver": "file", "path": os.path.abspath(str(item)) + "/"}
@@ -41,7 +42,7 @@ class TensorStoreReader:
         self._item = item
         self._fill = zeros_may_be_missing
         self.is_ocdbt = (item / "manifest.ocdbt").exists()
-        base = _directory_spec(item)
+        base = directory_spec(item)
         self._base: Any = {"driver": "ocdbt", "base": base} if self.is_ocdbt else base
         self._open: dict[str, Any] = {}
         self._lock = threading.Lock()
