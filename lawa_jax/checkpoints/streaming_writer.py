@@ -110,7 +110,7 @@ class StreamingWriter:
     def _create(self, name: str, chunks: tuple[int, ...] | None, folder: str) -> BlockSink:
         spec = self._specs[name]
         chunks = tuple(max(1, n) for n in (spec.shape if chunks is None else chunks))
-        header = ArrayHeader(spec.shape, np.dtype(spec.dtype), chunks, "zarr", True, ".")
+        header = ArrayHeader(spec.shape, np.dtype(spec.dtype), chunks, "zarr", True, ".", False)
         place = f"{self._item}/{folder}"
         self._write_json(f"{place}/.zarray", orbax_layout.array_header(spec, chunks))
         return self._destination.array(place, header)
