@@ -1,8 +1,10 @@
-"""What to average: windows, best checkpoints and weighted sets as plain jobs."""
+"""What to average, and how: windows, best checkpoints and weighted sets as plain jobs."""
 
+import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from etils import epath
@@ -10,6 +12,32 @@ from etils import epath
 from lawa_jax import coefficients, window
 from lawa_jax.checkpoints import list_steps, open_checkpoint, parse_address
 from lawa_jax.errors import SelectionError
+
+DEFAULT_MEMORY = 1 << 30
+BatchNorm = Literal["latest", "average"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """How checkpoints are read and averaged.
+
+    Attributes:
+      item: item of a step; chosen by name by default.
+      include: patterns of leaf names; parameters and batch statistics by default.
+      exclude: patterns of leaf names to leave out.
+      dtype: of averaged leaves; their own by default.
+      bn: batch statistics of the newest checkpoint, or averaged like weights.
+      memory: bytes to stay within.
+      threads: readers.
+    """
+
+    item: str | None = None
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    dtype: str | None = None
+    bn: BatchNorm = "latest"
+    memory: int = DEFAULT_MEMORY
+    threads: int = 2
 
 
 class Job(NamedTuple):
@@ -26,6 +54,28 @@ class Job(NamedTuple):
     weights: tuple[float, ...]
     method: str
     name: str
+
+
+class Result(NamedTuple):
+    """One finished average.
+
+    Attributes:
+      job: what was asked for.
+      tree: nested dict of arrays, where it was made in memory.
+      path: the checkpoint, where it was written.
+      digests: of its leaves.
+      input_digests: of the sources' leaves, by address.
+      bytes_read: by the whole pass.
+      seconds: of the whole pass, by phase: "read and average", "publish".
+    """
+
+    job: Job
+    tree: dict[str, Any] | None
+    path: Path | None
+    digests: dict[str, str]
+    input_digests: dict[str, dict[str, str]]
+    bytes_read: int
+    seconds: dict[str, float]
 
 
 def window_job(
@@ -81,7 +131,8 @@ def best_job(
         raise SelectionError(f"expected at least 1 checkpoint to average, found {best}")
     if mode not in ("min", "max"):
         raise SelectionError(f"mode: expected min or max, found {mode!r}")
-    values, known = {}, set()
+    values: dict[int, float] = {}
+    known: set[str] = set()
     for step in list_steps(run):
         metrics = open_checkpoint(run, step=step).metrics
         known |= metrics.keys()

@@ -1,53 +1,25 @@
 """Averages of stored checkpoints: in memory, on disk, one or many in one pass."""
 
-import dataclasses
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from etils import epath
 
 from lawa_jax import streaming
 from lawa_jax.batch_norm import batch_statistics
-from lawa_jax.checkpoints import Checkpoint, StreamingWriter, open_checkpoint, parse_address
-from lawa_jax.checkpoints.publish import check_free
-from lawa_jax.digest import combine, leaf_digest_block, to_hex
+from lawa_jax.checkpoints import Checkpoint, open_checkpoint, parse_address
 from lawa_jax.errors import SelectionError
-from lawa_jax.jobs import Job, step_of, window_job
-from lawa_jax.journal import Journal
-from lawa_jax.record import make_record
-from lawa_jax.streaming.plan import Index, Plan
-from lawa_jax.tree import LeafSpec, nested
+from lawa_jax.jobs import DEFAULT_MEMORY, BatchNorm, Job, Options, Result, step_of, window_job
+from lawa_jax.outputs import write_averages
+from lawa_jax.streaming.plan import Plan
+from lawa_jax.streaming.sinks import DigestSink, MemorySink
+from lawa_jax.tree import nested
 
-DEFAULT_MEMORY = 1 << 30
 Progress = Callable[[int], None]
-BatchNorm = Literal["latest", "average"]
-
-
-@dataclasses.dataclass(frozen=True)
-class Options:
-    """How checkpoints are read and averaged.
-
-    Attributes:
-      item: item of a step; chosen by name by default.
-      include: patterns of leaf names; parameters and batch statistics by default.
-      exclude: patterns of leaf names to leave out.
-      dtype: of averaged leaves; their own by default.
-      bn: batch statistics of the newest checkpoint, or averaged like weights.
-      memory: bytes to stay within.
-      threads: readers.
-    """
-
-    item: str | None = None
-    include: tuple[str, ...] = ()
-    exclude: tuple[str, ...] = ()
-    dtype: str | None = None
-    bn: BatchNorm = "latest"
-    memory: int = DEFAULT_MEMORY
-    threads: int = 2
+DEFAULTS = Options()
 
 
 class Estimate(NamedTuple):
@@ -68,28 +40,6 @@ class Estimate(NamedTuple):
     bytes_to_write: int
     memory_bound: int
     statistics: list[str]
-
-
-class Result(NamedTuple):
-    """One finished average.
-
-    Attributes:
-      job: what was asked for.
-      tree: nested dict of arrays, where it was made in memory.
-      path: the checkpoint, where it was written.
-      digests: of its leaves.
-      input_digests: of the sources' leaves, by address.
-      bytes_read: by the whole pass.
-      seconds: of the whole pass, by phase: "read and average", "publish".
-    """
-
-    job: Job
-    tree: dict[str, Any] | None
-    path: Path | None
-    digests: dict[str, str]
-    input_digests: dict[str, dict[str, str]]
-    bytes_read: int
-    seconds: dict[str, float]
 
 
 def average_checkpoints(
@@ -137,7 +87,7 @@ def average_checkpoints(
     return tree
 
 
-def estimate(jobs: Sequence[Job], options: Options = Options()) -> Estimate:
+def estimate(jobs: Sequence[Job], options: Options = DEFAULTS) -> Estimate:
     """What `run_jobs` will read, write and need, from metadata alone."""
     opened, plan, statistics = _prepare(jobs, options)
     return Estimate(
@@ -154,7 +104,7 @@ def run_jobs(
     jobs: Sequence[Job],
     outs: Sequence[Path] | None = None,
     *,
-    options: Options = Options(),
+    options: Options = DEFAULTS,
     overwrite: bool = False,
     journal: Path | None = None,
     progress: Progress | None = None,
@@ -175,14 +125,12 @@ def run_jobs(
       OutputExistsError: an output exists; nothing was read.
       Those of `average_checkpoints`.
     """
-    opened, plan, statistics = _prepare(jobs, options)
+    opened, plan, _ = _prepare(jobs, options)
     if outs is None:
         return _in_memory(jobs, opened, plan, progress)
     if len(set(outs)) != len(jobs):
         raise SelectionError(f"expected {len(jobs)} different outputs, found {len(set(outs))}")
-    book = Journal(journal, _identity(jobs, opened, outs, options)) if journal else None
-    with ExitStack() as stack:
-        return _to_disk(stack, jobs, outs, opened, plan, options, overwrite, book, progress)
+    return write_averages(jobs, outs, opened, plan, options, overwrite, journal, progress)
 
 
 def recompute_digests(
@@ -190,7 +138,7 @@ def recompute_digests(
 ) -> tuple[dict[str, str], list[dict[str, str]]]:
     """Digests of an average's leaves and of its sources', without keeping or writing anything."""
     _, plan, _ = _prepare([job], options)
-    sink = _DigestSink(plan.out)
+    sink = DigestSink(plan.out)
     inputs = streaming.run(plan, [sink], progress=progress)
     return sink.digests(), inputs
 
@@ -207,9 +155,7 @@ def open_address(
     return open_checkpoint(path, step=step, item=item, include=include, exclude=exclude)
 
 
-def _prepare(
-    jobs: Sequence[Job], options: Options
-) -> tuple[dict[str, Checkpoint], Plan, set[str]]:
+def _prepare(jobs: Sequence[Job], options: Options) -> tuple[dict[str, Checkpoint], Plan, set[str]]:
     addresses = _in_order(jobs)
     opened = {
         source: open_address(
@@ -251,23 +197,24 @@ def _in_order(jobs: Sequence[Job]) -> list[str]:
     return addresses
 
 
-class _MemorySink:
-    def __init__(self, specs: dict[str, LeafSpec]) -> None:
-        self.leaves = {name: np.empty(spec.shape, spec.dtype) for name, spec in specs.items()}
-
-    def write(self, name: str, index: Index, array: np.ndarray) -> None:
-        self.leaves[name][index] = array
-
-
-class _DigestSink:
-    def __init__(self, specs: dict[str, LeafSpec]) -> None:
-        self._specs, self._digests = specs, dict.fromkeys(specs, 0)
-
-    def write(self, name: str, index: Index, array: np.ndarray) -> None:
-        digest = leaf_digest_block(array, self._specs[name].shape, index)
-        # Two workers never finish blocks of one leaf at the same instant unnoticed: the sum is
-        # taken in one bytecode-free call, but the assignment is not, hence the dict of tuples.
-        self._digests[name] = combine(self._digests[name], digest)
-
-    def digests(self) -> dict[str, str]:
-        return {name: to_hex(digest) for name, digest in self._digests.items()}
+def _in_memory(
+    jobs: Sequence[Job], opened: dict[str, Checkpoint], plan: Plan, progress: Progress | None
+) -> list[Result]:
+    started = time.perf_counter()
+    sinks = [MemorySink(plan.out) for _ in jobs]
+    inputs = streaming.run(plan, sinks, progress=progress)
+    seconds = {"read and average": time.perf_counter() - started}
+    by_address = dict(zip(opened, inputs, strict=True))
+    keys = next(iter(opened.values())).keys
+    return [
+        Result(
+            job,
+            nested({keys[name]: leaf for name, leaf in sink.leaves.items()}),
+            None,
+            {},
+            {source: by_address[source] for source in job.sources},
+            plan.bytes_to_read,
+            seconds,
+        )
+        for job, sink in zip(jobs, sinks, strict=True)
+    ]

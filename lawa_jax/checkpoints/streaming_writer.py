@@ -118,13 +118,16 @@ class StreamingWriter:
     def _write_json(self, name: str, content: Any) -> None:
         self._destination.write_text(name, json.dumps(content))
 
-    def write(self, name: str, index: Index, array: np.ndarray) -> None:
+    def write(self, name: str, index: Index, array: np.ndarray) -> int:
         """Write one block of a leaf. Thread-safe; blocks must not overlap.
 
         Args:
           name: of the leaf.
           index: one slice (step 1) a dimension.
           array: the block, in the leaf's dtype.
+
+        Returns:
+          The block's digest, to be given to `adopt` after a restart.
 
         Raises:
           CheckpointWriteError: disk full, permission denied.
@@ -143,7 +146,9 @@ class StreamingWriter:
                 self._sinks[name].write(bounds, array)
             except OSError as error:
                 raise self._write_error(error) from error
-        self.adopt(name, index, leaf_digest_block(array, spec.shape, index))
+        digest = leaf_digest_block(array, spec.shape, index)
+        self.adopt(name, index, digest)
+        return digest
 
     def adopt(self, name: str, index: Index, digest: int) -> None:
         """Count a block as written, with its digest: by another process, or before a restart."""

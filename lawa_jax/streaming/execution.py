@@ -26,22 +26,31 @@ from lawa_jax.tree import LeafSpec
 class Sink(Protocol):
     """Where finished blocks of an average go; called from several threads."""
 
-    def write(self, name: str, index: Index, array: np.ndarray) -> None: ...
+    def write(self, name: str, index: Index, array: np.ndarray) -> int | None:
+        """Take a block; its digest if that was computed on the way."""
 
 
 class Done(NamedTuple):
-    """A finished block: of which leaf, the how-many-th, and the digests of what was read."""
+    """A finished block.
+
+    Attributes:
+      name: of the leaf.
+      number: the how-many-th block of the leaf, from 0.
+      digests: of the block in every checkpoint; empty if none were computed.
+      written: of the block in every average, as the sinks gave them.
+    """
 
     name: str
     number: int
     digests: tuple[int, ...]
+    written: tuple[int | None, ...]
 
 
 def run(
     plan: Plan,
     sinks: Sequence[Sink],
     *,
-    finished: Mapping[tuple[str, int], tuple[int, ...]] | None = None,
+    finished: Mapping[tuple[str, int], Done] | None = None,
     on_block: Callable[[Done], None] | None = None,
     progress: Callable[[int], None] | None = None,
     digests: bool = True,
@@ -51,7 +60,7 @@ def run(
     Args:
       plan: see `plan`.
       sinks: one a target.
-      finished: blocks an interrupted pass has done, with the digests of what it read.
+      finished: blocks that an interrupted pass has done.
       on_block: called when a block is in all its sinks.
       progress: called with the bytes read.
       digests: compute the digests of all inputs, and compare them with those saved beside
@@ -66,8 +75,8 @@ def run(
     """
     done = finished or {}
     state = _Pass(plan, sinks, on_block, progress, digests)
-    for (name, _), block_digests in done.items():
-        state.count(name, block_digests)
+    for block in done.values():
+        state.count(block.name, block.digests)
     tasks = (
         (name, number, index)
         for name in plan.specs
@@ -165,6 +174,7 @@ class _Pass:
         buffer = lane.buffer(spec, index)
         sums: dict[int, BlockAverage] = {}
         read: list[int] = []
+        written: list[int | None] = [None] * len(plan.targets)
         try:
             for position in self._order():
                 checkpoint = plan.checkpoints[position]
@@ -175,29 +185,26 @@ class _Pass:
                     newest = plan.targets[target].sources[-1] == position
                     if name in plan.copied:
                         if newest:
-                            self._sinks[target].write(name, index, buffer)
+                            written[target] = self._sinks[target].write(name, index, buffer)
                         continue
                     if target not in sums:
                         sums[target] = lane.average(spec.dtype)
                     sums[target].add(buffer, weight)
                     if newest:
-                        self._finish(lane, name, index, target, sums.pop(target))
+                        done = self._finish(lane, name, index, target, sums.pop(target))
+                        written[target] = done
                 if self._progress is not None:
                     self._progress(buffer.nbytes)
         finally:
             for average in sums.values():
                 lane.release(average, spec.dtype)
-        done = Done(name, number, tuple(read))
         with self._lock:
-            self._count(name, done.digests)
+            self.count(name, read)
             if self._on_block is not None:
-                self._on_block(done)
+                self._on_block(Done(name, number, tuple(read), tuple(written)))
 
-    def count(self, name: str, digests: tuple[int, ...]) -> None:
-        with self._lock:
-            self._count(name, digests)
-
-    def _count(self, name: str, digests: tuple[int, ...]) -> None:
+    def count(self, name: str, digests: Sequence[int]) -> None:
+        """Count the digests of a block of every checkpoint; the caller holds the lock."""
         for position, digest in zip(self._order(), digests, strict=False):
             leaves = self._digests[position]
             leaves[name] = combine(leaves[name], digest)
@@ -207,14 +214,15 @@ class _Pass:
 
     def _finish(
         self, lane: _Lane, name: str, index: Index, target: int, average: BlockAverage
-    ) -> None:
+    ) -> int | None:
         plan, spec = self._plan, self._plan.specs[name]
         if not average.is_finite():
             self._explain_non_finite(name, index, plan.targets[target])
         mean = average.mean(self._totals[target], plan.out[name].dtype)
         shape = tuple(part.stop - part.start for part in index)
-        self._sinks[target].write(name, index, mean.reshape(shape))
+        digest = self._sinks[target].write(name, index, mean.reshape(shape))
         lane.release(average, spec.dtype)
+        return digest
 
     def _explain_non_finite(self, name: str, index: Index, target: Target) -> None:
         spec = self._plan.specs[name]
