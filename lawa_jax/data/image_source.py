@@ -148,7 +148,7 @@ class TrainingImages(_Images):
         encoded: EncodedImages,
         *,
         scale: tuple[float, float] = (0.08, 1.0),
-        shrink: float | None = 2.0,
+        shrink: bool = True,
         **options: Any,
     ) -> None:
         super().__init__(encoded, **options)
