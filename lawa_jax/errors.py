@@ -65,6 +65,12 @@ class CorruptCheckpointError(LawaError, ValueError):
     exit_code = EXIT_IO
 
 
+class CheckpointWriteError(LawaError, OSError):
+    """A checkpoint could not be written: disk full, permission denied."""
+
+    exit_code = EXIT_IO
+
+
 class NonFiniteError(LawaError, ValueError):
     """A checkpoint holds NaN or infinity where a weight was expected."""
 
