@@ -13,7 +13,7 @@ import math
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from lawa_jax.errors import CorruptDataError
 
@@ -35,6 +35,8 @@ def open_image(data: bytes) -> Image.Image:
         raise CorruptDataError("the file is empty")
     try:
         return Image.open(io.BytesIO(data))
+    except UnidentifiedImageError as error:
+        raise CorruptDataError("not an image that Pillow can open") from error
     except Exception as error:  # Pillow's plugins raise whatever their parsers meet
         raise CorruptDataError(f"not an image that Pillow can open ({_reason(error)})") from error
 
