@@ -17,7 +17,8 @@ from etils import epath
 
 from lawa_jax.checkpoints import orbax_layout
 from lawa_jax.checkpoints.array_header import ArrayHeader
-from lawa_jax.checkpoints.checkpoint import Checkpoint, Index, bounds_of, open_checkpoint
+from lawa_jax.checkpoints.blocks import Index
+from lawa_jax.checkpoints.checkpoint import Checkpoint, bounds_of, open_checkpoint
 from lawa_jax.checkpoints.destination import BlockSink, open_destination
 from lawa_jax.checkpoints.discovery import COMMIT_MARKER, STEP_METADATA
 from lawa_jax.checkpoints.metadata import DICT, STRINGS_FILE, StoredLeaf
@@ -118,13 +119,16 @@ class StreamingWriter:
     def _write_json(self, name: str, content: Any) -> None:
         self._destination.write_text(name, json.dumps(content))
 
-    def write(self, name: str, index: Index, array: np.ndarray) -> None:
+    def write(self, name: str, index: Index, array: np.ndarray) -> int:
         """Write one block of a leaf. Thread-safe; blocks must not overlap.
 
         Args:
           name: of the leaf.
           index: one slice (step 1) a dimension.
           array: the block, in the leaf's dtype.
+
+        Returns:
+          The block's digest, for a journal: `adopt` takes it.
 
         Raises:
           CheckpointWriteError: disk full, permission denied.
@@ -143,7 +147,9 @@ class StreamingWriter:
                 self._sinks[name].write(bounds, array)
             except OSError as error:
                 raise self._write_error(error) from error
-        self.adopt(name, index, leaf_digest_block(array, spec.shape, index))
+        digest = leaf_digest_block(array, spec.shape, index)
+        self.adopt(name, index, digest)
+        return digest
 
     def adopt(self, name: str, index: Index, digest: int) -> None:
         """Count a block as written, with its digest: by another process, or before a restart."""
@@ -275,13 +281,18 @@ def _entries(
     entries += [StoredLeaf(path, (DICT,) * len(path), kind, True) for path, kind in empty.items()]
     folders: dict[str, str] = {}
     for entry in entries:
-        if not entry.folder or entry.folder in (".", "..") or "\0" in entry.folder:
+        if not entry.has_safe_folder:
             raise ValueError(f"leaf {entry.name!r} cannot be stored: its keys make no folder name")
-        if "/" in entry.folder:
-            raise ValueError(f"leaf {entry.name!r}: a key holds '/', which Orbax cannot store")
         if folders.setdefault(entry.folder, entry.name) != entry.name:
             raise ValueError(
                 f"leaves {folders[entry.folder]!r} and {entry.name!r} would be stored in one "
                 f"folder {entry.folder!r}, since Orbax joins keys by dots; rename one"
             )
+    for folder, name in folders.items():
+        for end in (i for i, letter in enumerate(folder) if letter == "/"):
+            if folder[:end] in folders:
+                raise ValueError(
+                    f"leaf {name!r} would be stored inside leaf {folders[folder[:end]]!r}; "
+                    "rename one"
+                )
     return entries
