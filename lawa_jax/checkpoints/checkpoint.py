@@ -3,7 +3,7 @@
 import functools
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -11,14 +11,13 @@ from etils import epath
 
 from lawa_jax.checkpoints import metadata, raw_reader
 from lawa_jax.checkpoints.array_header import ArrayHeader, parse_header
+from lawa_jax.checkpoints.blocks import Index, blocks
 from lawa_jax.checkpoints.discovery import Located, is_object_store, locate
 from lawa_jax.checkpoints.selection import Selection, select
 from lawa_jax.checkpoints.tensorstore_reader import TensorStoreReader
 from lawa_jax.digest import ALGORITHM
-from lawa_jax.errors import CorruptCheckpointError, SelectionError
+from lawa_jax.errors import CorruptCheckpointError, SelectionError, TreeMismatchError
 from lawa_jax.tree import LeafSpec, nested
-
-Index = tuple[slice, ...]
 
 
 def _numbers(tree: Any, prefix: str = "") -> dict[str, float]:
@@ -70,7 +69,10 @@ class Checkpoint:
             )
         stored = {e.name: e for e in tree.leaves if not e.is_empty and e.kind != "string"}
         if len(stored) != sum(not e.is_empty and e.kind != "string" for e in tree.leaves):
-            raise CorruptCheckpointError(f"{self.label}: two leaves have the same name")
+            raise TreeMismatchError(
+                f"{self.label}: two leaves have the same name (a key holds '/'); leaves are "
+                "paired by name, so this tree cannot be averaged"
+            )
         self.empty = {e.keys: e.kind for e in tree.leaves if e.is_empty}
         self._string_leaves = tuple(e for e in tree.leaves if e.kind == "string")
         self.selection: Selection = select(
@@ -80,6 +82,12 @@ class Checkpoint:
             label=self.label,
         )
         entries = {name: stored[name] for name in self.selection.names}
+        for entry in entries.values():
+            if not entry.has_safe_folder:
+                raise CorruptCheckpointError(
+                    f"{self.label}: leaf {entry.name!r} points outside of the checkpoint; its "
+                    "_METADATA is damaged or hostile"
+                )
         headers = self._headers([e.folder for e in entries.values()])
         self._headers_by_name = {name: headers[e.folder] for name, e in entries.items()}
         self._folder = {name: e.folder for name, e in entries.items()}
@@ -183,6 +191,15 @@ class Checkpoint:
         """Bytes on disk; None where only decompressing would tell."""
         header = self._header(name)
         return math.prod(header.grid) * header.chunk_nbytes if self.is_raw(name) else None
+
+    def blocks(self, name: str, limit: int) -> Iterator[Index]:
+        """Blocks that cover a leaf once and are cheap to read.
+
+        Of at most `limit` bytes for leaves that are read in place; else whole chunks, however
+        large, since reading any part of one costs all of it.
+        """
+        spec = self.leaves[name]
+        return blocks(spec, self.chunk_shape(name), limit, whole_chunks=not self.is_raw(name))
 
     def read(self, name: str, index: Index, out: np.ndarray) -> None:
         """Fill `out` with one block of a leaf. Thread-safe.

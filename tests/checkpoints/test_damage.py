@@ -153,3 +153,11 @@ def test_unfinished_and_empty_directories_are_no_steps(foreign, tmp_path):
         open_checkpoint(root / "13.orbax-checkpoint-tmp-123")
     with pytest.raises(CheckpointNotFoundError, match="is not a directory"):
         list_steps(root / "nowhere")
+
+
+def test_metadata_cannot_point_outside(ours, tmp_path):
+    write_checkpoint(tmp_path / "secret", {"w": np.zeros(2)})
+    path = ours / "epochs/90/model/_METADATA"
+    path.write_text(path.read_text().replace('"b"', '"b/../../../../../../secret/model/w"'))
+    with pytest.raises(CorruptCheckpointError, match="points outside of the checkpoint"):
+        open_checkpoint(ours)

@@ -37,6 +37,7 @@ def tree():
             "10": {"k": np.float64(2.5)},
             "f8": jnp.ones(4, jnp.float8_e4m3fn),
             "c": np.array([1 + 2j], np.complex64),
+            "linear/~/w": np.ones((2, 2), np.float32),  # as Haiku names them
         },
         "batch_stats": {"count": np.int64(7)},
         "lr": 0.5,
@@ -286,7 +287,9 @@ def test_killed_at_any_moment(tmp_path):
     ("bad", "message"),
     [
         ({"a": {"b": np.ones(1)}, "a.b": np.ones(1)}, "stored in one folder 'a.b'"),
-        ({"a/b": np.ones(1)}, "a key holds '/'"),
+        ({"a": np.ones(1), "a/b": np.ones(1)}, "'a/b' would be stored inside leaf 'a'"),
+        ({"a/../b": np.ones(1)}, "make no folder name"),
+        ({"/a": np.ones(1)}, "make no folder name"),
         ({"..": np.ones(1)}, "make no folder name"),
         (np.ones(1), "make no folder name"),
     ],
