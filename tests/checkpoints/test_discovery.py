@@ -5,9 +5,9 @@ import sys
 
 import pytest
 
-from lawa_jax.checkpoints import list_steps, parse_address
+from lawa_jax.checkpoints import list_steps, open_checkpoint, parse_address
 from lawa_jax.checkpoints.discovery import step_of
-from lawa_jax.errors import SelectionError
+from lawa_jax.errors import CheckpointNotFoundError, SelectionError
 
 
 @pytest.mark.parametrize(
@@ -59,6 +59,12 @@ def test_a_directory_without_checkpoints(tmp_path):
     (tmp_path / "2").mkdir()
     (tmp_path / "3").write_text("a file")
     assert list_steps(tmp_path) == []
+
+
+def test_msgpack_files_are_not_orbax_checkpoints(tmp_path):
+    (tmp_path / "checkpoint_100").write_bytes(b"...")
+    with pytest.raises(CheckpointNotFoundError, match="restore them with flax.training"):
+        open_checkpoint(tmp_path)
 
 
 def test_listing_imports_neither_orbax_nor_tensorstore(foreign):
