@@ -128,7 +128,7 @@ class StreamingWriter:
           array: the block, in the leaf's dtype.
 
         Returns:
-          The block's digest, for a journal: `adopt` takes it.
+          The block's digest, to be given to `adopt` after a restart.
 
         Raises:
           CheckpointWriteError: disk full, permission denied.
