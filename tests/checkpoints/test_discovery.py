@@ -63,7 +63,7 @@ def test_a_directory_without_checkpoints(tmp_path):
 
 def test_msgpack_files_are_not_orbax_checkpoints(tmp_path):
     (tmp_path / "checkpoint_100").write_bytes(b"...")
-    with pytest.raises(CheckpointNotFoundError, match="restore them with flax.training"):
+    with pytest.raises(CheckpointNotFoundError, match="restore them with flax"):
         open_checkpoint(tmp_path)
 
 
