@@ -37,6 +37,7 @@ class Checkpoint:
     Attributes:
       label: what messages call it: "RUN@90".
       path: the item directory.
+      step_dir: the step directory, where sibling items are (the item itself where it has none).
       step: its step number, None if the directory names none.
       leaves: shape and dtype of every selected leaf by name.
       keys: key tuple of every selected leaf.
@@ -53,7 +54,7 @@ class Checkpoint:
         self.label = located.label
         self.path = located.item
         self.step = located.step
-        self._step_dir = located.step_dir
+        self.step_dir = located.step_dir
         self._is_local = not is_object_store(located.item)
         tree = metadata.read_tree_metadata(located.item)
         self._elides = tree is not None and not tree.stores_fill_value
@@ -140,12 +141,12 @@ class Checkpoint:
     @functools.cached_property
     def metrics(self) -> dict[str, float]:
         """Numbers saved beside the checkpoint, by name."""
-        return _numbers(metadata.read_json_item(self._step_dir / "metrics"))
+        return _numbers(metadata.read_json_item(self.step_dir / "metrics"))
 
     @functools.cached_property
     def checksums(self) -> dict[str, str]:
         """Digests of the leaves as they were saved, by name."""
-        stored = metadata.read_json_item(self._step_dir / "checksums")
+        stored = metadata.read_json_item(self.step_dir / "checksums")
         leaves = stored.get("leaves")
         if stored.get("algorithm") != ALGORITHM or not isinstance(leaves, dict):
             return {}
