@@ -182,7 +182,7 @@ class Checkpoint:
           ValueError: `index` or `out` does not fit the leaf.
         """
         header = self._header(name)
-        bounds = _bounds(index, header.shape, name)
+        bounds = bounds_of(index, header.shape, name)
         shape = tuple(stop - start for start, stop in bounds)
         if out.shape != shape or out.dtype != header.dtype or not out.flags.c_contiguous:
             raise ValueError(
@@ -216,7 +216,8 @@ class Checkpoint:
         return nested({self.keys[name]: self.read_leaf(name) for name in chosen})
 
 
-def _bounds(index: Index, shape: tuple[int, ...], name: str) -> tuple[tuple[int, int], ...]:
+def bounds_of(index: Index, shape: tuple[int, ...], name: str) -> tuple[tuple[int, int], ...]:
+    """Start and stop of every slice of an index into an array of `shape`."""
     if len(index) != len(shape):
         raise ValueError(f"leaf {name!r}: expected {len(shape)} slices, found {len(index)}")
     bounds = []

@@ -9,6 +9,7 @@ may read at once.
 import itertools
 import os
 from collections.abc import Iterator
+from typing import Any, cast
 
 import numpy as np
 
@@ -24,7 +25,7 @@ def chunk_file(header: ArrayHeader, position: tuple[int, ...]) -> str:
     return header.separator.join(map(str, position)) or "0"
 
 
-def _overlaps(
+def overlaps(
     header: ArrayHeader, bounds: Bounds
 ) -> Iterator[tuple[tuple[int, ...], Bounds, tuple[slice, ...]]]:
     """Chunks that meet a block: position, bounds inside the chunk, slices inside the block."""
@@ -50,7 +51,7 @@ def _pread(fd: int, into: memoryview, offset: int, where: str) -> None:
 
 
 def _bytes_of(array: np.ndarray) -> memoryview:
-    return memoryview(array.reshape(-1).view(np.uint8))
+    return memoryview(cast(Any, array.reshape(-1).view(np.uint8)))
 
 
 def _read_region(
@@ -83,7 +84,7 @@ def _read_region(
     middle = (start + stop) // 2
     for low, high in ((start, middle), (middle, stop)):
         part = (*bounds[:axis], (low, high), *bounds[axis + 1 :])
-        where_out = (*(slice(None),) * axis, slice(low - start, high - start))
+        where_out = cast(Any, (*(slice(None),) * axis, slice(low - start, high - start)))
         _read_region(fd, chunks, part, out[where_out], where)
 
 
@@ -109,14 +110,14 @@ def read_block(
     Raises:
       CorruptCheckpointError: a chunk file is missing or has another size than its header says.
     """
-    for position, inside, target in _overlaps(header, bounds):
+    for position, inside, target in overlaps(header, bounds):
         path = os.path.join(folder, chunk_file(header, position))
         where = f"{leaf}: chunk file {path}"
         try:
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError as error:
             if zeros_may_be_missing:
-                out[(*target, ...)] = np.zeros((), out.dtype)
+                out[cast(Any, (*target, ...))] = np.zeros((), out.dtype)
                 continue
             raise CorruptCheckpointError(f"{where} is missing; restore it from a copy") from error
         try:
@@ -126,7 +127,7 @@ def read_block(
                     f"{where} is damaged: expected {header.chunk_nbytes} bytes, found {size}; "
                     "restore it from a copy"
                 )
-            _read_region(fd, header.chunks, inside, out[(*target, ...)], where)
+            _read_region(fd, header.chunks, inside, out[cast(Any, (*target, ...))], where)
         except OSError as error:
             raise CorruptCheckpointError(f"{where} cannot be read: {error}") from error
         finally:
