@@ -33,9 +33,9 @@ def adam(
 
     The decay is decoupled ("AdamW", Loshchilov and Hutter 2017, arXiv 1711.05101): fairseq's
     ``Adam.step`` shrinks the parameters by ``lr * weight_decay`` and leaves g, m and v alone;
-    biases and LayerNorm parameters decay too. It differs from `optax.adamw` and `torch.optim.AdamW` in
-    eps, which is added to sqrt(v) and not to the bias-corrected sqrt(v / (1 - b2^t)): with
-    b2 = 0.98 it weighs 7 times more in the first update than theirs.
+    biases and LayerNorm parameters decay too. It differs from `optax.adamw` and
+    `torch.optim.AdamW` in eps, which is added to sqrt(v) and not to the bias-corrected
+    sqrt(v / (1 - b2^t)): with b2 = 0.98 it weighs 7 times more in the first update than theirs.
 
     Example: in the first update a gradient g gives ``m / (sqrt(v) + eps)`` scaled to
     ``g / (|g| + eps / sqrt(1 - b2))``, about sign(g).
