@@ -78,9 +78,9 @@ def _words(array: np.ndarray) -> np.ndarray:
         raise TypeError(f"no digest for arrays of dtype {dtype}")
     if dtype.byteorder == ">":
         array = array.astype(dtype.newbyteorder("<"))
-    array = np.ascontiguousarray(array)
     word = np.dtype(f"<u{min(array.itemsize, 4)}")
-    words = array.reshape(-1).view(word).reshape(*array.shape, -1 if array.size else 1)
+    flat = np.ascontiguousarray(array).reshape(-1)
+    words = flat.view(word).reshape(*array.shape, array.itemsize // word.itemsize)
     if dtype.name in ("int4", "uint4", "int2", "uint2"):
         # One value a byte; the unused upper bits are nobody's business.
         words = words & np.uint8(15 if dtype.name.endswith("4") else 3)

@@ -2,13 +2,12 @@
 
 from lawa_jax.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from lawa_jax.checkpoints.discovery import list_steps, parse_address
-from lawa_jax.checkpoints.streaming_writer import CheckpointWriteError, StreamingWriter
+from lawa_jax.checkpoints.streaming_writer import StreamingWriter
 from lawa_jax.checkpoints.verify import stored_digest, verify_checkpoint, verify_leaf
 from lawa_jax.checkpoints.writer import write_checkpoint
 
 __all__ = [
     "Checkpoint",
-    "CheckpointWriteError",
     "StreamingWriter",
     "list_steps",
     "open_checkpoint",

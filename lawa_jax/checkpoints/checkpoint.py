@@ -59,6 +59,11 @@ class Checkpoint:
         fill = tree is not None and not tree.stores_fill_value
         self._zeros_may_be_missing = fill
         self._reader = TensorStoreReader(located.item, self.label, zeros_may_be_missing=fill)
+        if tree is not None and tree.uses_ocdbt and not self._reader.is_ocdbt:
+            raise CorruptCheckpointError(
+                f"{self.label}: {located.item / 'manifest.ocdbt'} is missing; all arrays are "
+                "stored behind it; restore it from a copy"
+            )
         if tree is None:
             tree = metadata.TreeMetadata(
                 tuple(metadata.guessed_leaf(folder) for folder in self._folders()), True

@@ -18,7 +18,7 @@ STEP_METADATA = "_CHECKPOINT_METADATA"
 # Any of these makes a directory one stored pytree.
 _ITEM_FILES = ("_METADATA", "manifest.ocdbt", "_sharding", "array_metadatas")
 _PREFERRED_ITEMS = ("model", "params", "default", "state", "train_state", "pytree")
-_STEP_NAME = re.compile(r"^(?:.*[^0-9])?([0-9]+)$")
+_STEP_NAME = re.compile(r"^(?:.+_)?([0-9]+)$")
 
 
 class Located(NamedTuple):
@@ -58,11 +58,15 @@ def is_item(path: epath.Path) -> bool:
 
 
 def items_of(step_dir: epath.Path) -> list[str]:
-    """Names of the pytree items in a step directory, sorted."""
+    """Names of the pytree items in a step directory, sorted.
+
+    Without Orbax's step metadata, a subdirectory named like a step is one, not an item.
+    """
+    is_step = (step_dir / STEP_METADATA).exists()
     return [
         p.name
         for p in _directories(step_dir)
-        if TMP_MARKER not in p.name and p.name != "array_metadatas" and is_item(p)
+        if TMP_MARKER not in p.name and (is_step or step_of(p.name) is None) and is_item(p)
     ]
 
 
@@ -165,7 +169,8 @@ def locate(path: epath.PathLike, step: int | None = None, item: str | None = Non
             f"{path} is a save that never finished ({TMP_MARKER}); choose a committed step"
         )
     if step is None and is_committed(path):
-        parent_step = step_of(path.parent.name)
+        in_step = (path.parent / STEP_METADATA).exists()
+        parent_step = step_of(path.parent.name) if in_step else None
         own_step = step_of(path.name)
         if own_step is None and parent_step is not None and item is None and is_item(path):
             label = _run_label(path.parent.parent, parent_step)

@@ -40,6 +40,7 @@ class TreeMetadata(NamedTuple):
 
     leaves: tuple[StoredLeaf, ...]
     stores_fill_value: bool  # False: chunks of zeros may legitimately be missing (older Orbax)
+    uses_ocdbt: bool = False
 
 
 def read_json(path: epath.Path) -> Any:
@@ -76,7 +77,11 @@ def read_tree_metadata(item: epath.Path) -> TreeMetadata | None:
     raw = read_json(path)
     try:
         leaves = tuple(_entry(entry) for entry in raw["tree_metadata"].values())
-        return TreeMetadata(leaves, bool(raw.get("store_array_data_equal_to_fill_value", False)))
+        return TreeMetadata(
+            leaves,
+            bool(raw.get("store_array_data_equal_to_fill_value", False)),
+            bool(raw.get("use_ocdbt", False)),
+        )
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise CorruptCheckpointError(
             f"{path} is not the tree metadata of an Orbax checkpoint: {error!r}"

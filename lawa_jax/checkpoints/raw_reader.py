@@ -73,18 +73,19 @@ def _read_region(
         return
     last = sum((stop - 1) * s for (_, stop), s in zip(bounds, strides, strict=True))
     span = last + out.itemsize - offset
-    axis = next((a for a, (start, stop) in enumerate(bounds) if stop - start > 1), None)
-    if span <= _SCRATCH_BYTES or axis is None:
+    if span <= _SCRATCH_BYTES:
         scratch = np.empty(span, np.uint8)
-        _pread(fd, memoryview(scratch), offset, where)
+        _pread(fd, _bytes_of(scratch), offset, where)
         source = np.ndarray(out.shape, out.dtype, buffer=scratch, strides=strides)
         np.copyto(out, source)
         return
-    start, stop = bounds[axis]
+    # Halve the first dimension that can be: a wide span means that one has more than one row.
+    cut = next(a for a, (start, stop) in enumerate(bounds) if stop - start > 1)
+    start, stop = bounds[cut]
     middle = (start + stop) // 2
     for low, high in ((start, middle), (middle, stop)):
-        part = (*bounds[:axis], (low, high), *bounds[axis + 1 :])
-        where_out = cast(Any, (*(slice(None),) * axis, slice(low - start, high - start)))
+        part = (*bounds[:cut], (low, high), *bounds[cut + 1 :])
+        where_out = cast(Any, (*(slice(None),) * cut, slice(low - start, high - start)))
         _read_region(fd, chunks, part, out[where_out], where)
 
 

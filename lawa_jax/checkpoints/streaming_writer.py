@@ -25,14 +25,8 @@ from lawa_jax.checkpoints.discovery import COMMIT_MARKER, STEP_METADATA, is_obje
 from lawa_jax.checkpoints.metadata import DICT, STRINGS_FILE, StoredLeaf
 from lawa_jax.checkpoints.verify import verify_checkpoint
 from lawa_jax.digest import ALGORITHM, combine, leaf_digest_block, to_hex
-from lawa_jax.errors import CorruptCheckpointError, LawaError
+from lawa_jax.errors import CheckpointWriteError, CorruptCheckpointError, LawaError
 from lawa_jax.tree import LeafSpec
-
-
-class CheckpointWriteError(LawaError, OSError):
-    """A checkpoint could not be written: disk full, permission denied."""
-
-    exit_code = 3
 
 
 class StreamingWriter:

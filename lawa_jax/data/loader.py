@@ -75,7 +75,7 @@ def train_batches(
     local = batch_size // count
     data = data[: len(source) // batch_size * batch_size].batch(local)
     data = data[start // local + index :: count]
-    return _iterate(data, threads)
+    return _inspected(source, _iterate(data, threads))
 
 
 def eval_batches(
@@ -91,7 +91,7 @@ def eval_batches(
     number = -(-len(source) // batch_size) * count
     examples = _Padded(source, number * local)
     data = grain.MapDataset.source(examples).batch(local)[index::count]
-    return _iterate(data, threads)
+    return _inspected(source, _iterate(data, threads))
 
 
 class _Padded:
@@ -108,6 +108,12 @@ class _Padded:
         example = dict(self._source[index if real else len(self._source) - 1])
         example["mask"] = np.asarray(real)
         return example
+
+
+def _inspected(source: Source, batches: Iterator[Batch]) -> Iterator[Batch]:
+    """Batches after the source's own look at each, if it wants one (see `image_source`)."""
+    inspect = getattr(source, "inspect", None)
+    return batches if inspect is None else map(inspect, batches)
 
 
 def _iterate(data: Any, threads: int) -> Iterator[Batch]:

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from lawa_jax.models.normalization import BatchNorm
+from lawa_jax.models.normalization import BatchNorm, statistics_dtype
 
 Stem = Literal["imagenet", "cifar"]
 
@@ -182,7 +182,7 @@ class ResNet(nnx.Module):
         self.stem = stem
         self.stages = len(stage_sizes)
         self.dtype = dtype
-        self.output_dtype = jnp.promote_types(param_dtype, jnp.float32)
+        self.output_dtype = statistics_dtype(param_dtype)
         channels = widths[0]
         self.conv1 = (
             layers.conv(in_channels, channels, 7, 2)

@@ -55,6 +55,8 @@ def newest(run: epath.Path, *, epochs_needed: int = 1) -> int | None:
       run: the run directory.
       epochs_needed: how many of the latest finished epochs later windows reach back to.
     """
+    if not (run / "resume").exists() or not (run / "epochs").exists():
+        return None
     epochs = set(list_steps(run / "epochs"))
     for step in reversed(list_steps(run / "resume")):
         checkpoint = open_checkpoint(run / "resume", step=step, include=("position/epoch",))
