@@ -44,7 +44,7 @@ def masked_lm_loss(network: Functional) -> LossFn:
         nats = jax.nn.logsumexp(logits, axis=-1) - picked
         total = jnp.where(counted, nats, 0.0).sum()
         count = counted.sum(dtype=jnp.int32)
-        right = counted & (jnp.argmax(logits, axis=-1) == targets)
+        right = counted & (jnp.argmax(logits, axis=-1).astype(targets.dtype) == targets)
         metrics = {
             "loss": (total / math.log(2.0), count),
             "accuracy": (right.sum(dtype=total.dtype), count),
