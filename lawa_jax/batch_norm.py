@@ -122,7 +122,7 @@ def recalibrate(
     Example: batches of 1 and 2 values, means 1 and 4, no spread: mean 3, variance 2 (biased).
 
     Args:
-      apply_fn: see the module's text. Jit it: it is called once per batch, and twice more.
+      apply_fn: see the module's text. Jit it: it is called once per batch, for the first twice.
       tree: the model, statistics under ``"batch_stats"``. Without any it is returned as it is.
       batches: training batches, passed to `apply_fn` one at a time and gone through once.
       samples: number of samples in a batch, used where `apply_fn` does not count; by default the

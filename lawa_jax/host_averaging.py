@@ -78,6 +78,11 @@ class BlockAverage:
                 total[...] = 0.0
                 return
             np.subtract(x, origin, out=product)
+        elif weight == 1.0 and not first and x.dtype.isbuiltin == 1:
+            # numpy widens as it adds: half the memory traffic of the two steps below. (Types of
+            # ml_dtypes, bfloat16 and float8, it does not know how to widen.)
+            np.add(total, x, out=total)
+            return
         else:
             product = total if first else product
             np.copyto(product, x)

@@ -3,7 +3,7 @@
 import functools
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -11,14 +11,13 @@ from etils import epath
 
 from lawa_jax.checkpoints import metadata, raw_reader
 from lawa_jax.checkpoints.array_header import ArrayHeader, parse_header
+from lawa_jax.checkpoints.blocks import Index, blocks
 from lawa_jax.checkpoints.discovery import Located, is_object_store, locate
 from lawa_jax.checkpoints.selection import Selection, select
 from lawa_jax.checkpoints.tensorstore_reader import TensorStoreReader
 from lawa_jax.digest import ALGORITHM
-from lawa_jax.errors import CorruptCheckpointError, SelectionError
+from lawa_jax.errors import CorruptCheckpointError, SelectionError, TreeMismatchError
 from lawa_jax.tree import LeafSpec, nested
-
-Index = tuple[slice, ...]
 
 
 def _numbers(tree: Any, prefix: str = "") -> dict[str, float]:
@@ -42,6 +41,7 @@ class Checkpoint:
       leaves: shape and dtype of every selected leaf by name.
       keys: key tuple of every selected leaf.
       key_types: how Orbax turns each key back into a container (`metadata.SEQUENCE`, `DICT`).
+      kinds: what each leaf was saved as ("jax.Array", "np.ndarray", "scalar").
       empty: key tuples of empty nodes and their kind ("None", "Dict"), unselected ones too.
       strings: values of string leaves by name; never averaged, not among `leaves`.
       selection: which leaves were chosen, which left out, and why.
@@ -56,9 +56,8 @@ class Checkpoint:
         self._step_dir = located.step_dir
         self._is_local = not is_object_store(located.item)
         tree = metadata.read_tree_metadata(located.item)
-        fill = tree is not None and not tree.stores_fill_value
-        self._zeros_may_be_missing = fill
-        self._reader = TensorStoreReader(located.item, self.label, zeros_may_be_missing=fill)
+        self._elides = tree is not None and not tree.stores_fill_value
+        self._reader = TensorStoreReader(located.item, self.label)
         if tree is not None and tree.uses_ocdbt and not self._reader.is_ocdbt:
             raise CorruptCheckpointError(
                 f"{self.label}: {located.item / 'manifest.ocdbt'} is missing; all arrays are "
@@ -70,7 +69,10 @@ class Checkpoint:
             )
         stored = {e.name: e for e in tree.leaves if not e.is_empty and e.kind != "string"}
         if len(stored) != sum(not e.is_empty and e.kind != "string" for e in tree.leaves):
-            raise CorruptCheckpointError(f"{self.label}: two leaves have the same name")
+            raise TreeMismatchError(
+                f"{self.label}: two leaves have the same name (a key holds '/'); leaves are "
+                "paired by name, so this tree cannot be averaged"
+            )
         self.empty = {e.keys: e.kind for e in tree.leaves if e.is_empty}
         self._string_leaves = tuple(e for e in tree.leaves if e.kind == "string")
         self.selection: Selection = select(
@@ -80,11 +82,18 @@ class Checkpoint:
             label=self.label,
         )
         entries = {name: stored[name] for name in self.selection.names}
+        for entry in entries.values():
+            if not entry.has_safe_folder:
+                raise CorruptCheckpointError(
+                    f"{self.label}: leaf {entry.name!r} points outside of the checkpoint; its "
+                    "_METADATA is damaged or hostile"
+                )
         headers = self._headers([e.folder for e in entries.values()])
         self._headers_by_name = {name: headers[e.folder] for name, e in entries.items()}
         self._folder = {name: e.folder for name, e in entries.items()}
         self.keys = {name: e.keys for name, e in entries.items()}
         self.key_types = {name: e.key_types for name, e in entries.items()}
+        self.kinds = {name: e.kind for name, e in entries.items()}
         self.leaves = {
             name: LeafSpec(header.shape, header.dtype)
             for name, header in self._headers_by_name.items()
@@ -163,7 +172,16 @@ class Checkpoint:
 
     def is_raw(self, name: str) -> bool:
         """Whether the leaf is read in place rather than through TensorStore."""
-        return self._is_local and not self._reader.is_ocdbt and self._header(name).is_raw
+        if not self._is_local or self._reader.is_ocdbt or self.missing_reads_as_fill(name):
+            return False
+        return self._header(name).is_raw
+
+    def missing_reads_as_fill(self, name: str) -> bool:
+        """Whether a missing chunk of this leaf cannot be told from one of zeros.
+
+        Older Orbax (0.6, for one) did not store zarr 3 chunks that equal the fill value.
+        """
+        return self._elides and self._header(name).has_fill_value
 
     def chunk_shape(self, name: str) -> tuple[int, ...]:
         """Storage chunk grid; reading a compressed leaf costs whole chunks."""
@@ -173,6 +191,15 @@ class Checkpoint:
         """Bytes on disk; None where only decompressing would tell."""
         header = self._header(name)
         return math.prod(header.grid) * header.chunk_nbytes if self.is_raw(name) else None
+
+    def blocks(self, name: str, limit: int) -> Iterator[Index]:
+        """Blocks that cover a leaf once and are cheap to read.
+
+        Of at most `limit` bytes for leaves that are read in place; else whole chunks, however
+        large, since reading any part of one costs all of it.
+        """
+        spec = self.leaves[name]
+        return blocks(spec, self.chunk_shape(name), limit, whole_chunks=not self.is_raw(name))
 
     def read(self, name: str, index: Index, out: np.ndarray) -> None:
         """Fill `out` with one block of a leaf. Thread-safe.
@@ -203,10 +230,16 @@ class Checkpoint:
                 bounds,
                 out,
                 leaf=f"{self.label}, leaf {name!r}",
-                zeros_may_be_missing=self._zeros_may_be_missing,
             )
         else:
-            self._reader.read_block(self._folder[name], header, bounds, out, leaf=name)
+            self._reader.read_block(
+                self._folder[name],
+                header,
+                bounds,
+                out,
+                leaf=name,
+                fill_missing=self.missing_reads_as_fill(name),
+            )
 
     def read_leaf(self, name: str) -> np.ndarray:
         """A whole leaf."""

@@ -34,12 +34,18 @@ class StoredLeaf(NamedTuple):
         """Where Orbax stores it, relative to the item."""
         return ".".join(self.keys)
 
+    @property
+    def has_safe_folder(self) -> bool:
+        """Whether the folder stays below the item; a key that holds ``/`` makes subfolders."""
+        parts = self.folder.split("/")
+        return "\0" not in self.folder and not {"", ".", ".."} & set(parts)
+
 
 class TreeMetadata(NamedTuple):
     """The tree of an item."""
 
     leaves: tuple[StoredLeaf, ...]
-    stores_fill_value: bool  # False: chunks of zeros may legitimately be missing (older Orbax)
+    stores_fill_value: bool  # False: such chunks may be missing rightly (older Orbax)
     uses_ocdbt: bool = False
 
 

@@ -91,8 +91,10 @@ class _Images:
         """What is wrong with image `index`."""
         try:
             images.to_rgb(images.open_image(self.encoded.read(index)[0]))
-        except (CorruptDataError, OSError) as error:
+        except CorruptDataError as error:
             return str(error)
+        except OSError as error:
+            return error.strerror or str(error)
         return "could not be used, but can be read now"
 
     def _exhausted(self, indices: list[int]) -> CorruptDataError:
@@ -100,7 +102,7 @@ class _Images:
         more = [f"  and {len(indices) - 10} more"] if len(indices) > 10 else []
         lines = "\n".join(shown + more)
         return CorruptDataError(
-            f"{len(indices)} damaged images, more than corrupt_budget={self.corrupt_budget}:\n"
+            f"damaged images: {len(indices)}, more than corrupt_budget={self.corrupt_budget}:\n"
             f"{lines}\nRestore or remove them, or raise corrupt_budget."
         )
 
@@ -148,7 +150,7 @@ class TrainingImages(_Images):
         encoded: EncodedImages,
         *,
         scale: tuple[float, float] = (0.08, 1.0),
-        shrink: float | None = 2.0,
+        shrink: bool = True,
         **options: Any,
     ) -> None:
         super().__init__(encoded, **options)

@@ -36,7 +36,7 @@ def find(
     image_size: int = 224,
     resize: int | None = None,
     dtype: Literal["float32", "uint8"] = "float32",
-    shrink: float | None = 2.0,
+    shrink: bool = True,
     corrupt_budget: int = CORRUPT_BUDGET,
 ) -> ImageData:
     """Training and validation images in `data_dir`, with the random crops for training.
