@@ -163,7 +163,7 @@ def _prepare(jobs: Sequence[Job], options: Options) -> tuple[dict[str, Checkpoin
     }
     first = next(iter(opened.values()))
     statistics = batch_statistics(first.leaves)
-    plan = streaming.plan(
+    plan = streaming.make_plan(
         list(opened.values()),
         [
             streaming.Target(tuple(addresses.index(s) for s in job.sources), job.weights)

@@ -72,7 +72,7 @@ class Plan(NamedTuple):
         return len(self.targets) * sum(spec.nbytes for spec in self.out.values())
 
 
-def plan(
+def make_plan(
     checkpoints: Sequence[Checkpoint],
     targets: Sequence[Target],
     *,
