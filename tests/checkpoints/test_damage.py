@@ -32,6 +32,14 @@ def test_a_missing_chunk_is_named(ours):
         open_checkpoint(ours).read_leaf("params/w")
 
 
+def test_a_chunk_that_cannot_be_opened_is_named(ours):
+    path = ours / "epochs/90/model/params.w/0.0"
+    path.unlink()
+    path.symlink_to(path.name)  # a loop: cannot be opened
+    with pytest.raises(CorruptCheckpointError, match=r"leaf 'params/w': .*/0\.0 cannot be read"):
+        open_checkpoint(ours).read_leaf("params/w")
+
+
 @pytest.mark.parametrize("size", [0, 95, 97])
 def test_a_chunk_of_another_size_is_named(ours, size):
     path = ours / "epochs/90/model/params.w/0.0"

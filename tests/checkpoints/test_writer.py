@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
@@ -21,7 +22,7 @@ from lawa_jax.checkpoints import (
     verify_checkpoint,
     write_checkpoint,
 )
-from lawa_jax.digest import leaf_digest, leaf_digest_block, to_hex
+from lawa_jax.digest import combine, leaf_digest, leaf_digest_block, to_hex
 from lawa_jax.errors import CheckpointWriteError, CorruptCheckpointError, OutputExistsError
 from lawa_jax.tree import LeafSpec, named_leaves
 
@@ -307,3 +308,17 @@ def test_blocks_must_fit(tmp_path):
             writer.write("x", (slice(0, 2),), np.ones(2))
         writer.abort()
     assert list_steps(tmp_path) == []
+
+
+def test_threads_may_write_at_once(tmp_path):
+    array = np.random.default_rng(0).standard_normal((64, 33)).astype(np.float32)
+    spec = LeafSpec(array.shape, array.dtype)
+    cuts = [(slice(i, i + 2), slice(a, b)) for i in range(0, 64, 2) for a, b in ((0, 10), (10, 33))]
+    chunks = {"w": (16, 8)}
+    with StreamingWriter(tmp_path / "1", {"w": spec}, {"w": ("w",)}, chunks=chunks) as writer:
+        with ThreadPoolExecutor(8) as pool:
+            digests = list(pool.map(lambda cut: writer.write("w", cut, array[cut]), cuts))
+        assert combine(*digests) == leaf_digest(array)
+        assert writer.digests() == {"w": to_hex(leaf_digest(array))}
+        writer.finish()
+    np.testing.assert_array_equal(everything(tmp_path / "1").read_leaf("w"), array)
