@@ -217,7 +217,7 @@ def test_training_pixels_are_the_box_resized(encoded):
 
 @pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0}])
 def test_rows_below_the_box_make_no_difference(encoded, monkeypatch, options):
-    data = encoded(130, 400, **options)
+    data = encoded(130, 700, **options)
     whole = Image.open(io.BytesIO(data)).convert("RGB")
     for top, height in ((0, 33), (5, 100), (77, 170), (300, 100)):
         monkeypatch.setattr(
