@@ -57,7 +57,8 @@ class ImageFolder:
 
     def read(self, index: int) -> tuple[bytes, int]:
         """The bytes of an image file, and its label."""
-        return Path(self.name(index)).read_bytes(), int(self.labels[index])
+        with open(self.name(index), "rb") as file:
+            return file.read(), int(self.labels[index])
 
 
 def _image_files(folder: str, prefix: str) -> list[bytes]:

@@ -70,7 +70,7 @@ def find(
 
 def open_splits(data_dir: str | Path) -> tuple[EncodedImages, EncodedImages]:
     """The image files of the training and the validation split; see `find`."""
-    root = Path(data_dir).expanduser()
+    root = Path(data_dir).expanduser().absolute()  # messages say where it was looked for
     # A folder of classes is looked for first: it needs no other package.
     folders = root / "train", root / "val"
     present = [folder.is_dir() for folder in folders]

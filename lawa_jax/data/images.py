@@ -153,7 +153,9 @@ def training_pixels(
     mirrored = rng.random() < 0.5
     factor = 1
     if image.format == "JPEG":
-        image = open_image(jpeg.keep_rows(data, top + height))
+        # Opening the file again costs as much as decoding some 10,000 pixels.
+        if image.width * (image.height - top - height) > 16_384:
+            image = open_image(jpeg.keep_rows(data, top + height))
         if shrink:
             factor = next((f for f in (8, 4, 2) if min(width, height) >= f * size), 1)
     if factor > 1:

@@ -128,7 +128,8 @@ class _Padded:
 def _iterate(data: Any, source: Source, threads: int, workers: int) -> Iterator[Batch]:
     if len(data) == 0:
         return iter(())
-    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(1, 2 * threads))
+    # In batches: every thread fills one of its own.
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads + 2)
     data = data.to_iter_dataset(options)
     if workers:
         # Grain reads its flags when it starts workers, and only programs of absl parse any.

@@ -24,6 +24,12 @@ def test_nothing_there_says_what_to_do(tmp_path):
     assert caught.value.exit_code == 2
 
 
+def test_relative_folders_are_spelled_out(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataNotFoundError, match=f"not found in {tmp_path}/data/imagenet"):
+        imagenet.find("data/imagenet")
+
+
 def test_half_of_it(tmp_path):
     (tmp_path / "train").mkdir()
     with pytest.raises(DataNotFoundError, match=rf"there is {tmp_path}/train, but no {tmp_path}/v"):

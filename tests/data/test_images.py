@@ -217,7 +217,7 @@ def test_training_pixels_are_the_box_resized(encoded):
 
 @pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0}])
 def test_rows_below_the_box_make_no_difference(encoded, monkeypatch, options):
-    data = encoded(130, 400, **options)
+    data = encoded(130, 700, **options)
     whole = Image.open(io.BytesIO(data)).convert("RGB")
     for top, height in ((0, 33), (5, 100), (77, 170), (300, 100)):
         monkeypatch.setattr(
@@ -283,7 +283,10 @@ def test_shrinking_keeps_the_box_in_place(encoded, monkeypatch):
 def test_normalize_on_host_and_device():
     pixels = np.random.default_rng(0).integers(0, 256, (2, 5, 7, 3)).astype(np.uint8)
     tensor = torch.from_numpy(pixels).permute(0, 3, 1, 2).to(torch.float32).div(255)
-    mean, std = (torch.tensor(value).view(3, 1, 1) for value in (images.MEAN, images.STD))
+    mean, std = (
+        torch.tensor(value).view(3, 1, 1)
+        for value in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    )
     expected = tensor.sub(mean).div(std).permute(0, 2, 3, 1).numpy()
     host = images.normalize(pixels)
     assert host.dtype == np.float32
