@@ -41,7 +41,8 @@ def functional(build: Callable[[nnx.Rngs], nnx.Module]) -> Functional:
     """
 
     def parts(module: nnx.Module) -> tuple[nnx.GraphDef, Any, Any]:
-        graphdef, params, stats = nnx.split(module, nnx.Param, nnx.BatchStat)
+        graphdef, states = nnx.split(module)
+        params, stats = nnx.split_state(states, nnx.Param, nnx.BatchStat)
         return graphdef, params, stats
 
     def init(seed: int) -> Model:

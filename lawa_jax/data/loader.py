@@ -1,0 +1,137 @@
+"""Batches by Grain, in an order that is a pure function of (seed, epoch, position).
+
+A training position is therefore one number, the samples seen in this epoch: a run resumes there
+with any number of threads, workers or processes and sees the same batches, augmentation included.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol
+
+import grain
+import numpy as np
+
+from lawa_jax.errors import ConfigError
+
+Batch = dict[str, np.ndarray]
+# Augmentation: (example, generator) -> example.
+Transform = Callable[[Any, np.random.Generator], Any]
+
+
+class Source(Protocol):
+    """Examples by index: each a dict of numpy arrays of fixed shapes."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: Any) -> dict[str, np.ndarray]: ...
+
+
+def epoch_seed(seed: int, epoch: int, purpose: int = 0) -> int:
+    """A 32-bit seed for one purpose in one epoch, independent of its neighbours."""
+    return int(np.random.SeedSequence([seed, epoch, purpose]).generate_state(1)[0])
+
+
+def train_batches(
+    source: Source,
+    *,
+    batch_size: int,
+    seed: int,
+    epoch: int,
+    start: int = 0,
+    transform: Transform | None = None,
+    process: tuple[int, int] = (0, 1),
+    threads: int = 4,
+) -> Iterator[Batch]:
+    """Shuffled full batches of one epoch from sample `start` on; a last partial batch is dropped.
+
+    Every process gets a contiguous part of each global batch, so that the global array is the
+    same for any number of processes.
+
+    Args:
+      source: examples by index.
+      batch_size: global batch size in samples.
+      seed: of the run; `epoch` counts from 1.
+      start: samples of this epoch already seen, a multiple of `batch_size`.
+      transform: random augmentation of one example.
+      process: (index, count) of this process.
+      threads: decoding threads.
+
+    Raises:
+      ConfigError: fewer examples than a batch, or sizes that do not divide.
+    """
+    index, count = process
+    if batch_size % count:
+        raise ConfigError(f"batch size {batch_size} cannot be divided over {count} processes")
+    if len(source) < batch_size:
+        raise ConfigError(
+            f"the training set has {len(source)} examples, fewer than one batch of {batch_size}; "
+            "choose a smaller batch_size"
+        )
+    if start % batch_size:
+        raise ConfigError(f"start {start} is not at a batch boundary of {batch_size}")
+    data = grain.MapDataset.source(source).shuffle(seed=epoch_seed(seed, epoch))
+    if transform is not None:
+        # Before any slicing, which would give every process the same randomness.
+        data = data.random_map(transform, seed=epoch_seed(seed, epoch, purpose=1))
+    local = batch_size // count
+    data = data[: len(source) // batch_size * batch_size].batch(local)
+    data = data[start // local + index :: count]
+    return _iterate(data, threads)
+
+
+def eval_batches(
+    source: Source, *, batch_size: int, process: tuple[int, int] = (0, 1), threads: int = 4
+) -> Iterator[Batch]:
+    """All examples once, in order; the last batch is padded, and ``mask`` [B] is False there.
+
+    Padding repeats the last example; a masked sample counts nowhere. With several processes each
+    gets every count-th local batch, and all get equally many.
+    """
+    index, count = process
+    local = batch_size // count
+    number = -(-len(source) // batch_size) * count
+    examples = _Padded(source, number * local)
+    data = grain.MapDataset.source(examples).batch(local)[index::count]
+    return _iterate(data, threads)
+
+
+class _Padded:
+    """A source lengthened to `length` by repeating its last example with ``mask`` False."""
+
+    def __init__(self, source: Source, length: int) -> None:
+        self._source, self._length = source, length
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: Any) -> dict[str, np.ndarray]:
+        real = int(index) < len(self._source)
+        example = dict(self._source[index if real else len(self._source) - 1])
+        example["mask"] = np.asarray(real)
+        return example
+
+
+def _iterate(data: Any, threads: int) -> Iterator[Batch]:
+    if len(data) == 0:
+        return iter(())
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(1, 2 * threads))
+    return iter(data.to_iter_dataset(options))
+
+
+class ArraySource:
+    """In-memory arrays of equal length as a source: ``{"image": [N, ...], "label": [N]}``."""
+
+    def __init__(self, **arrays: np.ndarray) -> None:
+        lengths = {name: len(array) for name, array in arrays.items()}
+        if len(set(lengths.values())) != 1:
+            raise ConfigError(f"arrays of one source must have equal lengths, found {lengths}")
+        self.arrays = arrays
+
+    def __len__(self) -> int:
+        return len(next(iter(self.arrays.values())))
+
+    def __getitem__(self, index: Any) -> dict[str, np.ndarray]:
+        return {name: array[index] for name, array in self.arrays.items()}
+
+    def subset(self, indices: Sequence[int] | np.ndarray) -> "ArraySource":
+        """The examples at `indices`."""
+        return ArraySource(**{name: array[indices] for name, array in self.arrays.items()})

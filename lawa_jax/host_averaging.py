@@ -1,0 +1,117 @@
+"""The same weighted combination on the host, block by block in numpy.
+
+`BlockAverage` holds the running sum of one block of one leaf in float64, whatever the number of
+checkpoints; `lawa_jax.averaging` states the contract, and both give the same bits.
+"""
+
+import numpy as np
+
+from lawa_jax.errors import SelectionError
+from lawa_jax.tree import is_averaged
+
+
+class BlockAverage:
+    """The running weighted mean of a block: ``add`` from the oldest to the newest, then ``mean``.
+
+    Buffers are allocated once and reused by ``reset``, since page faults of fresh allocations
+    cost more than the arithmetic.
+
+    >>> block = BlockAverage(2, np.dtype("float32"))
+    >>> block.add(np.float32([1, 2]), 1.0)
+    >>> block.add(np.float32([3, 6]), 1.0)
+    >>> block.mean(2.0, np.dtype("float32"))
+    array([2., 4.], dtype=float32)
+    """
+
+    def __init__(self, capacity: int, dtype: np.dtype) -> None:
+        """Room for `capacity` elements of leaves of `dtype`.
+
+        Raises:
+          SelectionError: `dtype` is not averaged (integers, booleans).
+        """
+        if not is_averaged(dtype):
+            raise SelectionError(f"leaves of dtype {dtype.name} are not averaged")
+        self._complex = dtype.kind == "c"
+        self._wide = dtype in (np.dtype(np.float64), np.dtype(np.complex128))
+        self._part = np.dtype(f"f{dtype.itemsize // 2}") if self._complex else dtype
+        room = capacity * (2 if self._complex else 1)
+        self._sum = np.empty(room, np.float64)
+        self._product = np.empty(room, np.float64)
+        self._origin = np.empty(room, np.float64) if self._wide else None
+        self._count = 0
+        self._size = 0
+
+    @staticmethod
+    def bytes_per_element(dtype: np.dtype) -> int:
+        """Bytes of buffers an element of `dtype` takes."""
+        wide = dtype in (np.dtype(np.float64), np.dtype(np.complex128))
+        return (3 if wide else 2) * 8 * (2 if dtype.kind == "c" else 1)
+
+    def reset(self) -> None:
+        """Forget everything added, keep the buffers."""
+        self._count = 0
+
+    def add(self, block: np.ndarray, weight: float) -> None:
+        """Add ``weight * block``; blocks are flat and all of one length."""
+        x = block.reshape(-1).view(self._part)
+        first = self._count == 0
+        self._count += 1
+        if first:
+            self._size = x.size
+        total, product = self._sum[: self._size], self._product[: self._size]
+        if self._origin is not None:
+            origin = self._origin[: self._size]
+            if first:
+                np.copyto(origin, x)
+                total[...] = 0.0
+                return
+            np.subtract(x, origin, out=product)
+        else:
+            product = total if first else product
+            np.copyto(product, x)
+        if weight != 1.0:
+            np.multiply(product, weight, out=product)
+        if not first:
+            np.add(total, product, out=total)
+
+    def is_finite(self) -> bool:
+        """Whether everything added was finite: a NaN or infinity never leaves a sum."""
+        # Summing is the cheapest pass that lets no NaN or infinity through; an overflow of finite
+        # float64 sums is told apart by the slower test.
+        parts = [self._sum[: self._size]]
+        if self._origin is not None:
+            parts.append(self._origin[: self._size])
+        with np.errstate(over="ignore", invalid="ignore"):
+            return all(bool(np.isfinite(p.sum())) or bool(np.isfinite(p).all()) for p in parts)
+
+    def mean(self, total_weight: float, dtype: np.dtype) -> np.ndarray:
+        """The sum divided by `total_weight`, rounded once to `dtype`; the sum is left intact."""
+        mean = self._product[: self._size]
+        np.divide(self._sum[: self._size], total_weight, out=mean)
+        if self._origin is not None:
+            # x + 0.0 is x for every x but -0.0, whose sign it would lose.
+            zero = mean == 0
+            np.add(self._origin[: self._size], mean, out=mean)
+            np.copyto(mean, self._origin[: self._size], where=zero)
+        if self._complex:
+            target = dtype if dtype.kind == "c" else np.dtype(f"c{max(8, dtype.itemsize * 2)}")
+            return mean.astype(f"f{target.itemsize // 2}").view(target)
+        return round_once(mean, dtype)
+
+
+def round_once(x: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """float64 numbers rounded to `dtype` once, also to bfloat16 and float8.
+
+    numpy's conversions to those go through float32 and so round twice; float32 "rounded to odd"
+    in between keeps the tie-breaking information (see `lawa_jax.averaging`).
+    """
+    if dtype.itemsize >= 4:
+        return x.astype(dtype)
+    with np.errstate(over="ignore"):
+        f = x.astype(np.float32)
+    bits = f.view(np.int32)
+    back = f.astype(np.float64)
+    bits -= np.abs(back) > np.abs(x)
+    bits |= (back != x) & np.isfinite(x)
+    with np.errstate(over="ignore"):
+        return f.astype(dtype)

@@ -1,0 +1,58 @@
+"""How every script ends: one clear message on stderr and the project's exit code."""
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from types import FrameType
+from typing import NoReturn
+
+from lawa_jax.errors import EXIT_IO, EXIT_OK, LawaError
+
+EXIT_INTERRUPTED = 128 + signal.SIGINT
+EXIT_TERMINATED = 128 + signal.SIGTERM
+EXIT_BROKEN_PIPE = 128 + signal.SIGPIPE
+
+
+class Terminated(BaseException):
+    """SIGTERM arrived; like KeyboardInterrupt it passes every ``except Exception``."""
+
+
+def run(main: Callable[[], int | None]) -> NoReturn:
+    """Call `main` and exit: 0 ok, 1 run failed, 2 usage or selection, 3 I/O or corruption.
+
+    SIGINT gives 130 and SIGTERM 143. Errors made on purpose (`LawaError`) and I/O errors become
+    one message; anything else is a defect and keeps its traceback.
+    """
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        code = main() or EXIT_OK
+        sys.stdout.flush()
+    except LawaError as error:
+        code = fail(str(error), error.exit_code)
+    except BrokenPipeError:
+        # Whoever read our output has left; the interpreter must not flush into the void at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = EXIT_BROKEN_PIPE
+    except OSError as error:
+        code = fail(_describe(error), EXIT_IO)
+    except KeyboardInterrupt:
+        code = fail("interrupted", EXIT_INTERRUPTED)
+    except Terminated:
+        code = fail("terminated", EXIT_TERMINATED)
+    sys.exit(code)
+
+
+def fail(message: str, code: int) -> int:
+    """Print the message as this project prints errors; returns `code`."""
+    print(f"error: {message}", file=sys.stderr, flush=True)
+    return code
+
+
+def _describe(error: OSError) -> str:
+    where = f"{error.filename}: " if error.filename else ""
+    return f"{where}{error.strerror or error}"
+
+
+def _terminate(signum: int, frame: FrameType | None) -> None:
+    raise Terminated

@@ -1,0 +1,116 @@
+"""The command line both training scripts share: a typed configuration plus a few actions."""
+
+import argparse
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Generic
+
+import tyro
+from etils import epath
+
+from lawa_jax.errors import ConfigError
+from lawa_jax.training import run_directory
+from lawa_jax.training.config import Config, RunConfig, from_file, from_json
+
+
+@dataclasses.dataclass(frozen=True)
+class Actions:
+    """What to do besides plain training."""
+
+    config: str | None = None
+    """A Python file that defines `config`; flags override its values."""
+    resume: bool = False
+    """Go on exactly where the run in run_dir stopped."""
+    evaluate: str | None = None
+    """Evaluate averages of this run instead of training."""
+    end: tuple[int, ...] = ()
+    """With --evaluate: epochs at which the averages end; all possible ones by default."""
+    init_from: str | None = None
+    """Start from this checkpoint's weights: a run, a step of it (RUN@30), or an average."""
+    dummy: bool = False
+    """Use synthetic data of the real shapes."""
+    deterministic: bool = False
+    """Bit-reproducible operations on a GPU, at some cost in speed (a CPU always is)."""
+    json: bool = False
+    """With --evaluate: print JSON lines instead of a table."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments(Generic[Config]):
+    """A parsed command line: the resolved configuration and the actions."""
+
+    run: Config
+    actions: Actions
+
+
+def parse(
+    kind: type[Config], default_name: str, description: str, argv: Sequence[str]
+) -> "Arguments[Config]":
+    """Parse `argv`: defaults, then the config file or the run's config.json, then flags.
+
+    Args:
+      kind: the configuration class.
+      default_name: names the run directory where no config file does.
+      description: for ``--help``.
+      argv: without the program's name.
+
+    Raises:
+      ConfigError: contradictory actions, or values that make no sense.
+      SystemExit: with code 2 for unknown flags, as tyro does.
+    """
+    peek = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for name in ("config", "evaluate", "run_dir"):
+        peek.add_argument(f"--{name}", f"--{name.replace('_', '-')}", default=None)
+    peek.add_argument("--resume", action="store_true")
+    early, _ = peek.parse_known_args(argv)
+    base = _base(kind, early.config, early.evaluate or (early.resume and early.run_dir) or None)
+    line = tyro.cli(
+        _line_type(kind),
+        args=list(argv),
+        default=_line_type(kind)(run=base, actions=Actions()),
+        description=description,
+        use_underscores=True,
+    )
+    run, actions = line.run, line.actions
+    _check_actions(actions)
+    if not run.run_dir:
+        name = Path(actions.config).stem if actions.config else default_name
+        run = dataclasses.replace(run, run_dir=str(Path("runs") / f"{name}-seed{run.seed}"))
+    run.check()
+    return Arguments(run, actions)
+
+
+def _line_type(kind: type[RunConfig]) -> type:
+    return dataclasses.make_dataclass(
+        "CommandLine",
+        [
+            ("run", Annotated[kind, tyro.conf.arg(name="")]),
+            ("actions", Annotated[Actions, tyro.conf.arg(name="")]),
+        ],
+        frozen=True,
+    )
+
+
+def _base(kind: type[Config], config: str | None, run: str | None) -> Config:
+    """Values that flags override: of the config file, of a run, or the defaults."""
+    if config is not None:
+        return from_file(config, kind)
+    if run is not None:
+        stored = run_directory.read_config(epath.Path(run))
+        base = from_json(stored, kind, str(epath.Path(run) / run_directory.CONFIG))
+        return dataclasses.replace(base, run_dir=run)
+    return kind()
+
+
+def _check_actions(actions: Actions) -> None:
+    if actions.evaluate is not None:
+        for name in ("resume", "init_from", "config"):
+            if getattr(actions, name):
+                raise ConfigError(
+                    f"--evaluate takes everything from the run itself; leave --{name} out"
+                )
+    elif actions.end or actions.json:
+        raise ConfigError("--end and --json go with --evaluate RUN")
+    if actions.resume and actions.init_from:
+        raise ConfigError("--resume and --init_from contradict each other; choose one")

@@ -1,0 +1,151 @@
+"""Image classification by a ResNet as a `Task` for the loop."""
+
+from collections.abc import Iterator
+from itertools import islice
+from typing import Any
+
+import jax.numpy as jnp
+
+from lawa_jax.batch_norm import recalibrate
+from lawa_jax.data.datasets import ImageData
+from lawa_jax.data.loader import eval_batches, train_batches
+from lawa_jax.errors import ConfigError
+from lawa_jax.models.functional import Functional, functional
+from lawa_jax.models.resnet import ResNet, resnet
+from lawa_jax.training.classification import classification_loss
+from lawa_jax.training.mesh import Placement
+from lawa_jax.training.optim import sgd, warmup_cosine
+from lawa_jax.training.steps import init_state, make_eval_step, make_train_step
+from lawa_jax.training.task import Batch, Model, State, Task
+
+
+def resnet_network(
+    arch: str, *, num_classes: int, in_channels: int = 3, compute_dtype: str = "float32"
+) -> Functional:
+    """A ResNet by name as pure functions.
+
+    ``resnet_digits`` is a small one for 8x8 images: CIFAR stem, three stages of one basic block
+    with 16, 32 and 64 channels.
+    """
+    dtype = jnp.dtype(compute_dtype)
+
+    def build(rngs: Any) -> ResNet:
+        options: dict[str, Any] = {
+            "num_classes": num_classes,
+            "in_channels": in_channels,
+            "dtype": dtype,
+            "rngs": rngs,
+        }
+        if arch == "resnet_digits":
+            return ResNet((1, 1, 1), widths=(32, 64, 128), block="basic", stem="cifar", **options)
+        return resnet(arch, **options)
+
+    return functional(build)
+
+
+def image_task(
+    data: ImageData,
+    *,
+    place: Placement,
+    seed: int,
+    epochs: int,
+    batch_size: int,
+    arch: str = "resnet50",
+    compute_dtype: str = "float32",
+    learning_rate: float = 0.1,
+    momentum: float = 0.9,
+    weight_decay: float = 1e-4,
+    warmup_epochs: int = 0,
+    schedule: str = "cosine",
+    label_smoothing: float = 0.0,
+    accumulate: int = 1,
+    bn_batches: int = 0,
+    threads: int = 8,
+) -> Task:
+    """A ResNet on images, trained as the paper does.
+
+    Args:
+      data: the data set.
+      place: devices.
+      seed: of initialisation, order and augmentation.
+      epochs: horizon of the schedule.
+      batch_size: images an update sees.
+      arch: see `resnet_network`.
+      compute_dtype: of activations.
+      learning_rate: peak learning rate at this batch size.
+      momentum: of SGD.
+      weight_decay: of every parameter.
+      warmup_epochs: epochs of linear warm-up.
+      schedule: ``"cosine"`` stepped once an epoch (after any warm-up), or ``"constant"``.
+      label_smoothing: of the training loss.
+      accumulate: parts a batch is worked through in.
+      bn_batches: training batches for recalibration; 0: a whole epoch.
+      threads: decoding threads.
+
+    Raises:
+      ConfigError: a batch that does not fit the data or the devices.
+    """
+    place.check_batch(batch_size // accumulate)
+    steps_per_epoch = len(data.train) // batch_size
+    if not steps_per_epoch:
+        raise ConfigError(
+            f"batch_size: expected at most the {len(data.train)} training images, found "
+            f"{batch_size}"
+        )
+    if warmup_epochs >= epochs:
+        raise ConfigError(f"warmup_epochs: expected < epochs={epochs}, found {warmup_epochs}")
+    network = resnet_network(
+        arch,
+        num_classes=data.num_classes,
+        in_channels=data.image_shape[-1],
+        compute_dtype=compute_dtype,
+    )
+    optimizer = sgd(momentum=momentum, weight_decay=weight_decay)
+    loss_fn = classification_loss(network, label_smoothing=label_smoothing)
+
+    def init() -> State:
+        return init_state(network.init(seed), optimizer)
+
+    def rate(step: int) -> float:
+        epoch = step // steps_per_epoch
+        if schedule == "constant":
+            return learning_rate
+        # Warm-up moves every step; the cosine once an epoch, as in the paper.
+        exact = step / steps_per_epoch if epoch < warmup_epochs else epoch
+        return warmup_cosine(exact, base=learning_rate, epochs=epochs, warmup=warmup_epochs)
+
+    def batches(epoch: int, start: int) -> Iterator[Batch]:
+        return train_batches(
+            data.train,
+            batch_size=batch_size,
+            seed=seed,
+            epoch=epoch,
+            start=start,
+            transform=data.augment,
+            threads=threads,
+        )
+
+    def validation() -> Iterator[Batch]:
+        return eval_batches(data.validation, batch_size=batch_size, threads=threads)
+
+    def recalibrated(model: Model, end: int) -> Model:
+        # The batches of epoch `end`: a pure function of the seed and `end`, so that an average
+        # evaluated afterwards has the statistics it had during training.
+        chosen = islice(batches(end, 0), bn_batches or None)
+        images = (place.batch(batch)["image"] for batch in chosen)
+        return recalibrate(network.apply, model, images)
+
+    return Task(
+        unit="images",
+        seed=seed,
+        init=init,
+        train_step=make_train_step(loss_fn, optimizer, accumulate=accumulate),
+        eval_step=make_eval_step(loss_fn),
+        learning_rate=rate,
+        train_batches=batches,
+        eval_batches=validation,
+        recalibrate=recalibrated,
+        batch_size=batch_size,
+        samples_per_epoch=steps_per_epoch * batch_size,
+        place=place,
+    )

@@ -1,0 +1,95 @@
+"""LAWA in a run: average the latest k checkpoints on the device, settle BatchNorm, evaluate.
+
+The window is the checkpoint directory. Training and post-hoc evaluation call the same function on
+the same files, so their figures are the same, bit for bit.
+"""
+
+import time
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+from etils import epath
+
+from lawa_jax import window
+from lawa_jax.averaging import Accumulator
+from lawa_jax.batch_norm import Policy, select_statistics
+from lawa_jax.checkpoints import Checkpoint, list_steps, open_checkpoint
+from lawa_jax.training.metrics import total_of
+from lawa_jax.training.task import Model, Task
+
+
+class Average(NamedTuple):
+    """An average over a window of a run, and the newest checkpoint in it, on the device."""
+
+    model: Model
+    newest: Model
+    steps: tuple[int, ...]
+
+
+def average_on_device(run: epath.Path, *, k: int, end: int | None, task: Task) -> Average:
+    """The uniform average of the `k` latest models of a run, by the jitted averager.
+
+    One checkpoint is read at a time, verified against the digests saved with it, and added.
+
+    Raises:
+      SelectionError: the window does not exist; the message lists what does.
+      CorruptCheckpointError: a checkpoint is not what was saved.
+    """
+    steps = window.latest(list_steps(run), k, end)
+    accumulator = Accumulator()
+    model: Model = {}
+    for step in steps:
+        checkpoint = open_checkpoint(run, step=step, include=("*",))
+        model = task.place.replicate(read_verified(checkpoint))
+        accumulator.add(model, label=checkpoint.label)
+    return Average(accumulator.result(), model, steps)
+
+
+def read_verified(checkpoint: Checkpoint) -> Model:
+    """The whole tree of a checkpoint, each leaf compared with the digest saved beside it."""
+    tree = checkpoint.read_tree()
+    checkpoint.verify_tree(tree)
+    return tree
+
+
+def settle_statistics(average: Average, policy: Policy, task: Task) -> Model:
+    """The averaged model with BatchNorm statistics by `policy` (models without are left alone)."""
+    if task.recalibrate is None or "batch_stats" not in average.model:
+        return average.model
+    model = select_statistics(average.model, average.newest, policy)
+    return task.recalibrate(model, average.steps[-1]) if policy == "recalibrate" else model
+
+
+def evaluate(task: Task, model: Model) -> dict[str, float]:
+    """Means over the whole validation split; every sample counts once."""
+    return total_of(
+        task.eval_step(model, task.place.batch(batch)) for batch in task.eval_batches()
+    ).means()
+
+
+def evaluate_latest(task: Task, run: epath.Path, *, k: int, end: int, bn: Policy) -> dict[str, Any]:
+    """Validation metrics of the average of the `k` latest models ending at `end`.
+
+    Returns:
+      A row for the log: ``k``, ``end``, ``bn``, ``val/<metric>`` and ``seconds``.
+    """
+    started = time.perf_counter()
+    average = average_on_device(run, k=k, end=end, task=task)
+    metrics = evaluate(task, settle_statistics(average, bn, task))
+    return {
+        "end": end,
+        "k": k,
+        "bn": bn if task.recalibrate is not None else None,
+        **{f"val/{name}": value for name, value in metrics.items()},
+        "seconds": round(time.perf_counter() - started, 4),
+    }
+
+
+def evaluate_ends(
+    task: Task, run: epath.Path, *, k: int, ends: Sequence[int], bn: Policy
+) -> Iterable[dict[str, Any]]:
+    """`evaluate_latest` for several ends, after checking that all windows exist."""
+    existing = list_steps(run)
+    for end in ends:
+        window.latest(existing, k, end)
+    return (evaluate_latest(task, run, k=k, end=end, bn=bn) for end in ends)

@@ -1,0 +1,46 @@
+"""What the loop needs to know of a problem: the seam between the trainers and their one loop."""
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+
+from lawa_jax.training.mesh import Placement
+from lawa_jax.training.metrics import Metrics
+
+Batch = dict[str, Any]
+Model = dict[str, Any]
+State = dict[str, Any]
+
+
+class Task(NamedTuple):
+    """A model, its data and its steps.
+
+    Attributes:
+      unit: what a sample is called in progress and logs (``"images"``).
+      seed: of initialisation, data order and dropout.
+      init: fresh train state ``{"model": {...}, "opt_state": ...}``.
+      train_step: ``(state, batch, learning_rate, key) -> (state, metrics)``, jitted; donates state.
+      eval_step: ``(model, batch) -> metrics``, jitted.
+      learning_rate: of the number of updates done.
+      train_batches: ``(epoch, start)``: host batches of an epoch (from 1) after `start` samples.
+      eval_batches: host batches of the validation split.
+      recalibrate: ``(model, end) -> model`` with statistics recomputed on training batches that
+        depend on the seed and `end` alone; None for models without BatchNorm.
+      batch_size: samples an update sees, over all devices and processes.
+      samples_per_epoch: a multiple of `batch_size`.
+      place: puts arrays on devices.
+    """
+
+    unit: str
+    seed: int
+    init: Callable[[], State]
+    train_step: Callable[[State, Batch, Any, jax.Array], tuple[State, Metrics]]
+    eval_step: Callable[[Model, Batch], Metrics]
+    learning_rate: Callable[[int], float]
+    train_batches: Callable[[int, int], Iterator[Batch]]
+    eval_batches: Callable[[], Iterator[Batch]]
+    recalibrate: Callable[[Model, int], Model] | None
+    batch_size: int
+    samples_per_epoch: int
+    place: Placement

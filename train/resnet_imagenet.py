@@ -1,0 +1,82 @@
+"""Train a ResNet, save every epoch, average the latest k checkpoints, show what LAWA saves.
+
+ResNet-50 on ImageNet:     python train/resnet_imagenet.py --lawa_k 5
+half a minute on a CPU:    python train/resnet_imagenet.py --config configs/resnet_digits.py
+go on after a stop:        python train/resnet_imagenet.py --config ... --resume
+averages of a past run:    python train/resnet_imagenet.py --evaluate RUN --lawa_k 5 --end 10 20 30
+"""
+
+import dataclasses
+import os
+import sys
+
+from etils import epath
+
+from lawa_jax import script
+from lawa_jax.data import datasets, imagenet
+from lawa_jax.training import sessions
+from lawa_jax.training.command_line import parse
+from lawa_jax.training.config import ImageConfig
+from lawa_jax.training.image_task import image_task
+from lawa_jax.training.mesh import Placement
+
+
+def load(config: ImageConfig) -> datasets.ImageData:
+    """The data set that a configuration names."""
+    if config.dataset == "digits":
+        return datasets.load_digits(label_noise=config.label_noise)
+    if config.dataset == "dummy":
+        return datasets.load_dummy(
+            config.dummy_examples, num_classes=config.dummy_classes, image_size=config.image_size
+        )
+    return imagenet.find(config.data_dir, image_size=config.image_size)
+
+
+def main() -> None:
+    """Wire the command line to data, task and session."""
+    arguments = parse(ImageConfig, "resnet_imagenet", __doc__ or "", sys.argv[1:])
+    config, actions = arguments.run, arguments.actions
+    if actions.dummy:
+        config = dataclasses.replace(config, dataset="dummy")
+    if actions.deterministic:
+        # Read when the first device is used, which is below.
+        os.environ["XLA_FLAGS"] = (
+            os.environ.get("XLA_FLAGS", "") + " --xla_gpu_deterministic_ops=true"
+        )
+    task = image_task(
+        load(config),
+        place=Placement(),
+        seed=config.seed,
+        epochs=config.epochs,
+        batch_size=config.batch_size,
+        arch=config.arch,
+        compute_dtype=config.compute_dtype,
+        learning_rate=config.learning_rate * config.batch_size / config.base_batch_size,
+        momentum=config.momentum,
+        weight_decay=config.weight_decay,
+        warmup_epochs=config.warmup_epochs,
+        schedule=config.schedule,
+        label_smoothing=config.label_smoothing,
+        accumulate=config.accumulate,
+        bn_batches=config.bn_batches,
+        threads=config.loader_threads,
+    )
+    if actions.evaluate is not None:
+        run = epath.Path(actions.evaluate)
+        rows = sessions.evaluate_run(
+            task, run, k=config.lawa_k, ends=actions.end, bn=config.bn, as_json=actions.json
+        )
+        print(rows)
+        return
+    sessions.train_run(
+        task,
+        config,
+        bn=config.bn,
+        resume=actions.resume,
+        init_from=actions.init_from,
+        title=f"{config.arch} on {config.dataset}, seed {config.seed}",
+    )
+
+
+if __name__ == "__main__":
+    script.run(main)
