@@ -13,7 +13,9 @@ to zero.
 
 ``"compensated"`` (TPU, which has no fast float64) sums in pairs of float32 with error-free products
 and sums. For leaves of at most 32 bits the error before the final rounding is at most
-``2^-44 (|theta| + N sum_j |c_j theta_j|)``; a result of -0.0 may come back as 0.0.
+``2^-44 (|theta| + 2 N^2 sum_j |c_j theta_j|) + 2^-120 N / |sum_j w_j|``, where the last term stands
+for what falls below float32's normal range; partial sums of ``w_j theta_j`` must stay below its
+upper end, and weights are restricted accordingly. A result of -0.0 may come back as 0.0.
 """
 
 import math
@@ -22,6 +24,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from lawa_jax import summation
 from lawa_jax import tree as trees_
@@ -57,20 +60,24 @@ def average(
       A tree of the same structure. Integer, boolean and PRNG-key leaves are the newest tree's.
 
     Raises:
-      SelectionError: no trees, or weights that do not fit.
+      SelectionError: no trees, weights that do not fit, or a `dtype` that is no float.
       TreeMismatchError: the trees differ in leaves, shapes or dtypes.
     """
     trees = list(trees)
     w, total = check_weights(len(trees), weights)
-    chosen = summation.resolve(precision)
+    chosen, to = summation.resolve(precision), _dtype_name(dtype)
     structure, leaves = _flatten_alike(trees)
+    arrays = [leaf for tree in leaves for leaf in tree]
+    # A buffer that occurs twice (tied weights, one tree given twice) cannot be donated.
+    tied = len({id(leaf) for leaf in arrays}) < len(arrays)
     with jax.enable_x64(True):
-        out = (_average_donating if donate else _average)(
-            leaves[0], leaves[1:], *summation.operands(w, total, chosen), chosen, _dtype_name(dtype)
+        out = (_average_donating if donate and not tied else _average)(
+            leaves[0], leaves[1:], *summation.operands(w, total, chosen), chosen, to
         )
+    _finish_reading(arrays, out)
     if donate:
         kept = {id(leaf) for leaf in out}
-        for leaf in (leaf for tree in leaves for leaf in tree):
+        for leaf in arrays:
             if isinstance(leaf, jax.Array) and id(leaf) not in kept and not leaf.is_deleted():
                 leaf.delete()
     return jax.tree.unflatten(structure, out)
@@ -127,9 +134,11 @@ class Accumulator:
                 self._sums = _first(leaves, pieces[0], zero, self._precision)
             else:
                 self._sums = _add(self._sums, leaves, pieces[0], zero, self._precision)
+        _finish_reading(leaves, self._sums)
         # What is not averaged comes from the newest; what is must not be kept alive.
         self._newest = [
-            leaf if total is None else None for leaf, total in zip(leaves, self._sums, strict=True)
+            (np.array(leaf) if isinstance(leaf, np.ndarray) else leaf) if total is None else None
+            for leaf, total in zip(leaves, self._sums, strict=True)
         ]
         self._weights.append(weight)
 
@@ -161,14 +170,29 @@ def check_weights(n: int, weights: Sequence[float] | None) -> tuple[list[float],
         raise SelectionError(f"expected {n} weights, one a tree, found {len(w)}")
     if not all(map(math.isfinite, w)):
         raise SelectionError(f"expected finite weights, found {w}")
-    total = math.fsum(w)
+    try:
+        total = math.fsum(w)
+    except OverflowError:
+        raise SelectionError(f"weights too large to be summed: {w}") from None
     if total == 0:
         raise SelectionError(f"weights sum to zero: {w}")
     return w, total
 
 
 def _dtype_name(dtype: Any) -> str | None:
-    return None if dtype is None else jnp.dtype(dtype).name
+    if dtype is None:
+        return None
+    if not trees_.is_averaged(jnp.dtype(dtype)):
+        raise SelectionError(
+            f"expected a floating-point dtype for the average, found {jnp.dtype(dtype).name}"
+        )
+    return jnp.dtype(dtype).name
+
+
+def _finish_reading(leaves: Sequence[Any], out: Any) -> None:
+    """Wait until numpy arrays are read: JAX reads them in place, and their owner may go on."""
+    if any(isinstance(leaf, np.ndarray) for leaf in leaves):
+        jax.block_until_ready(out)
 
 
 def _flatten_alike(trees: Sequence[PyTree]) -> tuple[Any, list[list[Any]]]:

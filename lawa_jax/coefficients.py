@@ -72,7 +72,7 @@ def power_ema(steps: Sequence[float], sigma_rel: float = 0.1) -> Coefficients:
     """
     times = np.asarray(steps, np.float64)
     _check_count(len(times))
-    if times[0] <= 0 or np.any(np.diff(times) <= 0):
+    if not (times[0] > 0 and np.all(np.diff(times) > 0) and np.isfinite(times[-1])):
         raise SelectionError("power_ema: steps must be positive and strictly increasing")
     exponent = gamma_of_sigma(sigma_rel) + 1
     return np.diff(np.power(times / times[-1], exponent), prepend=0.0)
@@ -141,7 +141,7 @@ def custom(weights: Sequence[float], *, normalize: bool = False) -> Coefficients
     """
     w = np.asarray(weights, np.float64)
     if w.ndim != 1 or w.size == 0 or not np.all(np.isfinite(w)):
-        raise SelectionError(f"weights: expected finite numbers, found {list(weights)}")
+        raise SelectionError(f"weights: expected finite numbers, found {w.tolist()}")
     total = math.fsum(w)
     if abs(total - 1) > 1e-6 and not normalize:
         raise SelectionError(

@@ -41,6 +41,12 @@ class DataNotFoundError(LawaError, FileNotFoundError):
     exit_code = EXIT_USAGE
 
 
+class CorruptDataError(LawaError, ValueError):
+    """An example of a data set cannot be used: truncated, unreadable, or no image at all."""
+
+    exit_code = EXIT_IO
+
+
 class CheckpointNotFoundError(LawaError, FileNotFoundError):
     """A path holds no checkpoint, or a run holds none of the wanted ones."""
 

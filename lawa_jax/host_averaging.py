@@ -52,12 +52,24 @@ class BlockAverage:
         self._count = 0
 
     def add(self, block: np.ndarray, weight: float) -> None:
-        """Add ``weight * block``; blocks are flat and all of one length."""
+        """Add ``weight * block``; blocks are flat and all of one length.
+
+        Raises:
+          ValueError: the block does not fit the buffers, or its length is not the first one's.
+        """
         x = block.reshape(-1).view(self._part)
         first = self._count == 0
+        if x.size > self._sum.size or (not first and x.size != self._size):
+            expected = f"at most {self._sum.size}" if first else f"{self._size}"
+            raise ValueError(f"expected a block of {expected} numbers, found {x.size}")
         self._count += 1
         if first:
             self._size = x.size
+        # Infinities are for `is_finite` to report.
+        with np.errstate(over="ignore", invalid="ignore"):
+            self._accumulate(x, weight, first)
+
+    def _accumulate(self, x: np.ndarray, weight: float, first: bool) -> None:
         total, product = self._sum[: self._size], self._product[: self._size]
         if self._origin is not None:
             origin = self._origin[: self._size]
@@ -66,6 +78,11 @@ class BlockAverage:
                 total[...] = 0.0
                 return
             np.subtract(x, origin, out=product)
+        elif weight == 1.0 and not first and x.dtype.isbuiltin == 1:
+            # numpy widens as it adds: half the memory traffic of the two steps below. (Types of
+            # ml_dtypes, bfloat16 and float8, it does not know how to widen.)
+            np.add(total, x, out=total)
+            return
         else:
             product = total if first else product
             np.copyto(product, x)
@@ -85,7 +102,17 @@ class BlockAverage:
             return all(bool(np.isfinite(p.sum())) or bool(np.isfinite(p).all()) for p in parts)
 
     def mean(self, total_weight: float, dtype: np.dtype) -> np.ndarray:
-        """The sum divided by `total_weight`, rounded once to `dtype`; the sum is left intact."""
+        """The sum divided by `total_weight`, rounded once to `dtype`; the sum is left intact.
+
+        Raises:
+          SelectionError: nothing was added.
+        """
+        if self._count == 0:
+            raise SelectionError("there is nothing to average: no block was added")
+        with np.errstate(over="ignore", invalid="ignore"):
+            return self._mean(total_weight, dtype)
+
+    def _mean(self, total_weight: float, dtype: np.dtype) -> np.ndarray:
         mean = self._product[: self._size]
         np.divide(self._sum[: self._size], total_weight, out=mean)
         if self._origin is not None:
@@ -105,13 +132,12 @@ def round_once(x: np.ndarray, dtype: np.dtype) -> np.ndarray:
     numpy's conversions to those go through float32 and so round twice; float32 "rounded to odd"
     in between keeps the tie-breaking information (see `lawa_jax.averaging`).
     """
-    if dtype.itemsize >= 4:
-        return x.astype(dtype)
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):
+        if dtype.itemsize >= 4:
+            return x.astype(dtype)
         f = x.astype(np.float32)
-    bits = f.view(np.int32)
-    back = f.astype(np.float64)
-    bits -= np.abs(back) > np.abs(x)
-    bits |= (back != x) & np.isfinite(x)
-    with np.errstate(over="ignore"):
+        bits = f.view(np.int32)
+        back = f.astype(np.float64)
+        bits -= np.abs(back) > np.abs(x)
+        bits |= (back != x) & np.isfinite(x)
         return f.astype(dtype)

@@ -17,6 +17,9 @@ from lawa_jax.errors import SelectionError
 
 Precision = Literal["auto", "float64", "compensated"]
 
+# Leaves room for the leaves' own range in float32's exponents.
+_LARGEST = 2.0**32
+
 
 class Sum(NamedTuple):
     """The running sum of one averaged leaf; shapes are the leaf's.
@@ -44,10 +47,19 @@ def resolve(precision: Precision) -> Precision:
 
 
 def operands(weights: Sequence[float], total: float, precision: Precision) -> tuple[Any, Any, Any]:
-    """Weights as numbers the kernels take, the divisor, and a zero XLA cannot know to be zero."""
+    """Weights as numbers the kernels take, the divisor, and a zero XLA cannot know to be zero.
+
+    Raises:
+      SelectionError: weights outside the range that compensated float32 can hold.
+    """
     w = np.asarray(weights, np.float64)
     if precision == "float64":
         return w, np.float64(total), np.int64(0)
+    if np.abs(w).max() > _LARGEST or abs(total) < 1 / _LARGEST:
+        raise SelectionError(
+            "compensated float32 sums expect weights of at most 2^32 with a sum of at least "
+            f"2^-32, found {w.tolist()} with the sum {total:.9g}; scale them"
+        )
     return _pieces(w), _pieces(np.asarray(total, np.float64)), np.int32(0)
 
 

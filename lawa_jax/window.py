@@ -78,7 +78,8 @@ def _check_gaps(existing: Sequence[int], window: Sequence[int]) -> None:
     if not differences:
         return
     spacing = max(set(differences), key=lambda d: (differences.count(d), -d))
-    if differences.count(spacing) * 2 <= len(differences):
+    # At least half, so that 3 is missed in 1, 2, 4 too.
+    if differences.count(spacing) * 2 < len(differences):
         return
     for a, b in pairwise(window):
         if b - a > spacing and (b - a) % spacing == 0:

@@ -1,9 +1,12 @@
 """Train a ResNet, save every epoch, average the latest k checkpoints, show what LAWA saves.
 
-ResNet-50 on ImageNet:     python train/resnet_imagenet.py --lawa_k 5
-half a minute on a CPU:    python train/resnet_imagenet.py --config configs/resnet_digits.py
-go on after a stop:        python train/resnet_imagenet.py --config ... --resume
-averages of a past run:    python train/resnet_imagenet.py --evaluate RUN --lawa_k 5 --end 10 20 30
+ResNet-50 on ImageNet: python train/resnet_imagenet.py --lawa_k 5
+
+Half a minute on a CPU: python train/resnet_imagenet.py --config configs/resnet_digits.py
+
+Go on after a stop: python train/resnet_imagenet.py --config ... --resume
+
+Averages of a past run: python train/resnet_imagenet.py --evaluate RUN --lawa_k 5 --end 10 20 30
 """
 
 import dataclasses

@@ -18,6 +18,7 @@ class ArrayHeader(NamedTuple):
     driver: str  # TensorStore's name: "zarr" or "zarr3"
     is_raw: bool  # chunk files are the bytes of C-order arrays, and nothing else
     separator: str
+    has_fill_value: bool  # if so, old writers left out chunks that equal it
 
     @property
     def chunk_nbytes(self) -> int:
@@ -53,6 +54,7 @@ def _zarr2(raw: dict[str, Any]) -> ArrayHeader:
         "zarr",
         is_raw,
         raw.get("dimension_separator", "."),
+        raw.get("fill_value") is not None,
     )
 
 
@@ -62,7 +64,7 @@ def _zarr3(raw: dict[str, Any]) -> ArrayHeader:
         if codec["name"] == "sharding_indexed":
             chunks = codec["configuration"]["chunk_shape"]
     dtype = _dtype(raw["data_type"])
-    return ArrayHeader(tuple(raw["shape"]), dtype, tuple(chunks), "zarr3", False, "/")
+    return ArrayHeader(tuple(raw["shape"]), dtype, tuple(chunks), "zarr3", False, "/", True)
 
 
 def parse_header(text: bytes | str, where: str) -> ArrayHeader:

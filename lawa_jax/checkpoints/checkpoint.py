@@ -42,6 +42,7 @@ class Checkpoint:
       leaves: shape and dtype of every selected leaf by name.
       keys: key tuple of every selected leaf.
       key_types: how Orbax turns each key back into a container (`metadata.SEQUENCE`, `DICT`).
+      kinds: what each leaf was saved as ("jax.Array", "np.ndarray", "scalar").
       empty: key tuples of empty nodes and their kind ("None", "Dict"), unselected ones too.
       strings: values of string leaves by name; never averaged, not among `leaves`.
       selection: which leaves were chosen, which left out, and why.
@@ -56,9 +57,8 @@ class Checkpoint:
         self._step_dir = located.step_dir
         self._is_local = not is_object_store(located.item)
         tree = metadata.read_tree_metadata(located.item)
-        fill = tree is not None and not tree.stores_fill_value
-        self._zeros_may_be_missing = fill
-        self._reader = TensorStoreReader(located.item, self.label, zeros_may_be_missing=fill)
+        self._elides = tree is not None and not tree.stores_fill_value
+        self._reader = TensorStoreReader(located.item, self.label)
         if tree is not None and tree.uses_ocdbt and not self._reader.is_ocdbt:
             raise CorruptCheckpointError(
                 f"{self.label}: {located.item / 'manifest.ocdbt'} is missing; all arrays are "
@@ -85,6 +85,7 @@ class Checkpoint:
         self._folder = {name: e.folder for name, e in entries.items()}
         self.keys = {name: e.keys for name, e in entries.items()}
         self.key_types = {name: e.key_types for name, e in entries.items()}
+        self.kinds = {name: e.kind for name, e in entries.items()}
         self.leaves = {
             name: LeafSpec(header.shape, header.dtype)
             for name, header in self._headers_by_name.items()
@@ -163,7 +164,16 @@ class Checkpoint:
 
     def is_raw(self, name: str) -> bool:
         """Whether the leaf is read in place rather than through TensorStore."""
-        return self._is_local and not self._reader.is_ocdbt and self._header(name).is_raw
+        if not self._is_local or self._reader.is_ocdbt or self.missing_reads_as_fill(name):
+            return False
+        return self._header(name).is_raw
+
+    def missing_reads_as_fill(self, name: str) -> bool:
+        """Whether a missing chunk of this leaf cannot be told from one of zeros.
+
+        Older Orbax (0.6, for one) did not store zarr 3 chunks that equal the fill value.
+        """
+        return self._elides and self._header(name).has_fill_value
 
     def chunk_shape(self, name: str) -> tuple[int, ...]:
         """Storage chunk grid; reading a compressed leaf costs whole chunks."""
@@ -203,10 +213,16 @@ class Checkpoint:
                 bounds,
                 out,
                 leaf=f"{self.label}, leaf {name!r}",
-                zeros_may_be_missing=self._zeros_may_be_missing,
             )
         else:
-            self._reader.read_block(self._folder[name], header, bounds, out, leaf=name)
+            self._reader.read_block(
+                self._folder[name],
+                header,
+                bounds,
+                out,
+                leaf=name,
+                fill_missing=self.missing_reads_as_fill(name),
+            )
 
     def read_leaf(self, name: str) -> np.ndarray:
         """A whole leaf."""

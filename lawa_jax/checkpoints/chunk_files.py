@@ -39,15 +39,6 @@ class ChunkFiles:
             finally:
                 os.close(fd)
 
-    def sync(self) -> None:
-        """Make everything written durable."""
-        for entry in os.scandir(self._folder):
-            fd = os.open(entry.path, os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                os.fsync(fd)
-            finally:
-                os.close(fd)
-
 
 def _pwrite(fd: int, data: memoryview, offset: int) -> None:
     while len(data):

@@ -39,7 +39,7 @@ class TreeMetadata(NamedTuple):
     """The tree of an item."""
 
     leaves: tuple[StoredLeaf, ...]
-    stores_fill_value: bool  # False: chunks of zeros may legitimately be missing (older Orbax)
+    stores_fill_value: bool  # False: such chunks may be missing rightly (older Orbax)
     uses_ocdbt: bool = False
 
 

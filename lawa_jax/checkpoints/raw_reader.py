@@ -96,7 +96,6 @@ def read_block(
     out: np.ndarray,
     *,
     leaf: str,
-    zeros_may_be_missing: bool = False,
 ) -> None:
     """Fill `out` with the block `bounds` (start, stop a dimension) of a raw array.
 
@@ -106,7 +105,6 @@ def read_block(
       bounds: within the shape.
       out: the block's shape and the header's dtype.
       leaf: "RUN@90, leaf 'params/w'", for messages.
-      zeros_may_be_missing: chunks without a file are zeros (Orbax before 0.5 left them out).
 
     Raises:
       CorruptCheckpointError: a chunk file is missing or has another size than its header says.
@@ -117,9 +115,6 @@ def read_block(
         try:
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError as error:
-            if zeros_may_be_missing:
-                out[cast(Any, (*target, ...))] = np.zeros((), out.dtype)
-                continue
             raise CorruptCheckpointError(f"{where} is missing; restore it from a copy") from error
         try:
             size = os.fstat(fd).st_size

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from lawa_jax.checkpoints.listing import list_steps
+from lawa_jax.checkpoints.discovery import TMP_MARKER, list_steps
 from lawa_jax.checkpoints.writer import write_checkpoint
 from lawa_jax.tree import PyTree, named_leaves, nested
 
@@ -32,6 +32,11 @@ class RunWriter:
     def __init__(self, run: epath.Path, *, keep_resume: int = 2) -> None:
         self._epochs, self._resume = run / "epochs", run / "resume"
         self._keep = keep_resume
+        for folder in (self._epochs, self._resume):
+            folder.mkdir(parents=True, exist_ok=True)
+            for leftover in folder.glob(f"*{TMP_MARKER}*"):
+                # Half-written by a killed session of this run; a run has one writer at a time.
+                leftover.rmtree()
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="lawa-save")
         self._pending: dict[tuple[str, int], Future[None]] = {}
         self.stalled = 0.0

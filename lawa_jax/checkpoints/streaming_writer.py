@@ -6,22 +6,20 @@ name that readers ignore, synced, read back and compared with the digests, then 
 """
 
 import json
-import os
-import shutil
 import threading
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
+from etils import epath
 
-from lawa_jax.checkpoints import orbax_layout, publish
+from lawa_jax.checkpoints import orbax_layout
 from lawa_jax.checkpoints.array_header import ArrayHeader
 from lawa_jax.checkpoints.checkpoint import Checkpoint, Index, bounds_of, open_checkpoint
-from lawa_jax.checkpoints.chunk_files import ChunkFiles
-from lawa_jax.checkpoints.discovery import COMMIT_MARKER, STEP_METADATA, is_object_store
+from lawa_jax.checkpoints.destination import BlockSink, open_destination
+from lawa_jax.checkpoints.discovery import COMMIT_MARKER, STEP_METADATA
 from lawa_jax.checkpoints.metadata import DICT, STRINGS_FILE, StoredLeaf
 from lawa_jax.checkpoints.verify import verify_checkpoint
 from lawa_jax.digest import ALGORITHM, combine, leaf_digest_block, to_hex
@@ -55,7 +53,7 @@ class StreamingWriter:
 
     def __init__(
         self,
-        directory: str | os.PathLike[str],
+        directory: epath.PathLike,
         specs: Mapping[str, LeafSpec],
         keys: Mapping[str, tuple[str, ...]],
         *,
@@ -68,12 +66,8 @@ class StreamingWriter:
         strings: Mapping[str, str] | None = None,
         chunks: Mapping[str, tuple[int, ...]] | None = None,
         overwrite: bool = False,
-        staging: str | os.PathLike[str] | None = None,
+        staging: epath.PathLike | None = None,
     ) -> None:
-        if is_object_store(directory):
-            raise CheckpointWriteError(f"{directory}: writing to object stores is not supported")
-        self.directory = Path(os.path.abspath(directory))
-        self._overwrite = overwrite
         self._started_ns = time.time_ns()
         self._specs = dict(specs)
         self._item = item
@@ -85,41 +79,55 @@ class StreamingWriter:
         self._lock = threading.Lock()
         self._digests = dict.fromkeys(specs, 0)
         self._written = dict.fromkeys(specs, 0)
-        publish.check_free(self.directory, overwrite=overwrite)
-        self.staging = publish.staging_path(self.directory) if staging is None else Path(staging)
+        self.directory = epath.Path(directory)
+        destination = None
         try:
-            self.directory.parent.mkdir(parents=True, exist_ok=True)
-            (self.staging / item).mkdir(parents=True, exist_ok=staging is not None)
-            self._files = {
+            destination = open_destination(directory, overwrite=overwrite, staging=staging)
+            self._destination = destination
+            self._sinks = {
                 name: self._create(name, (chunks or {}).get(name), ".".join(keys[name]))
                 for name in specs
             }
-        except OSError as error:
-            raise self._write_error(error) from error
+        except BaseException as error:
+            if destination is not None and staging is None:
+                destination.abort()
+            if isinstance(error, OSError) and not isinstance(error, LawaError):
+                raise self._write_error(error) from error
+            raise
+
+    @property
+    def staging(self) -> epath.Path:
+        """Where the checkpoint is being written."""
+        return self._destination.staging
 
     def _write_error(self, error: OSError) -> CheckpointWriteError:
         return CheckpointWriteError(
             error.errno,
-            f"cannot write {self.directory}: {error.strerror or error} "
-            f"({error.filename or self.staging}); nothing was published",
+            f"cannot write {self.directory}: {error.strerror or error}"
+            f"{f' ({error.filename})' if error.filename else ''}; nothing was published",
         )
 
-    def _create(self, name: str, chunks: tuple[int, ...] | None, folder: str) -> ChunkFiles:
+    def _create(self, name: str, chunks: tuple[int, ...] | None, folder: str) -> BlockSink:
         spec = self._specs[name]
         chunks = tuple(max(1, n) for n in (spec.shape if chunks is None else chunks))
-        header = ArrayHeader(spec.shape, np.dtype(spec.dtype), chunks, "zarr", True, ".")
-        path = self.staging / self._item / folder
-        path.mkdir(exist_ok=True)
-        _write_json(path / ".zarray", orbax_layout.array_header(spec, chunks))
-        return ChunkFiles(path, header)
+        header = ArrayHeader(spec.shape, np.dtype(spec.dtype), chunks, "zarr", True, ".", False)
+        place = f"{self._item}/{folder}"
+        self._write_json(f"{place}/.zarray", orbax_layout.array_header(spec, chunks))
+        return self._destination.array(place, header)
 
-    def write(self, name: str, index: Index, array: np.ndarray) -> None:
+    def _write_json(self, name: str, content: Any) -> None:
+        self._destination.write_text(name, json.dumps(content))
+
+    def write(self, name: str, index: Index, array: np.ndarray) -> int:
         """Write one block of a leaf. Thread-safe; blocks must not overlap.
 
         Args:
           name: of the leaf.
           index: one slice (step 1) a dimension.
           array: the block, in the leaf's dtype.
+
+        Returns:
+          The block's digest, to be given to `adopt` after a restart.
 
         Raises:
           CheckpointWriteError: disk full, permission denied.
@@ -135,10 +143,12 @@ class StreamingWriter:
             )
         if array.size:
             try:
-                self._files[name].write(bounds, array)
+                self._sinks[name].write(bounds, array)
             except OSError as error:
                 raise self._write_error(error) from error
-        self.adopt(name, index, leaf_digest_block(array, spec.shape, index))
+        digest = leaf_digest_block(array, spec.shape, index)
+        self.adopt(name, index, digest)
+        return digest
 
     def adopt(self, name: str, index: Index, digest: int) -> None:
         """Count a block as written, with its digest: by another process, or before a restart."""
@@ -186,10 +196,10 @@ class StreamingWriter:
         self._json["checksums"] = checksums_json(digests, self._specs)
         try:
             self._write_metadata()
-            self._sync()
+            self._destination.sync()
             if verify:
                 verify_checkpoint(self._reopened(), digests)
-            publish.publish(self.staging, self.directory, overwrite=self._overwrite)
+            self._destination.publish()
         except LawaError:
             raise
         except OSError as error:
@@ -199,35 +209,24 @@ class StreamingWriter:
         return open_checkpoint(self.staging / self._item, include=["*"])
 
     def _write_metadata(self) -> None:
-        item = self.staging / self._item
-        _write_json(item / "_METADATA", orbax_layout.tree_metadata(self._entries))
+        item = self._item
+        self._write_json(f"{item}/_METADATA", orbax_layout.tree_metadata(self._entries))
         if self._strings:
             folders = {e.name: e.folder for e in self._entries}
-            _write_json(
-                item / STRINGS_FILE, {folders[name]: text for name, text in self._strings.items()}
-            )
-        handlers = {self._item: orbax_layout.PYTREE_HANDLER}
+            content = {folders[name]: text for name, text in self._strings.items()}
+            self._write_json(f"{item}/{STRINGS_FILE}", content)
+        handlers = {item: orbax_layout.PYTREE_HANDLER}
         for name, content in self._json.items():
-            (self.staging / name).mkdir(exist_ok=True)
-            _write_json(self.staging / name / orbax_layout.json_file(name), content)
+            self._write_json(f"{name}/{orbax_layout.json_file(name)}", content)
             handlers[name] = orbax_layout.JSON_HANDLER
+        for name in handlers:
+            self._destination.write_text(f"{name}/{COMMIT_MARKER}", orbax_layout.COMMITTED)
         metadata = orbax_layout.step_metadata(handlers, self._started_ns)
-        _write_json(self.staging / STEP_METADATA, metadata)
-        for place in (*(self.staging / name for name in handlers), self.staging):
-            (place / COMMIT_MARKER).write_text(orbax_layout.COMMITTED)
-
-    def _sync(self) -> None:
-        for files in self._files.values():
-            files.sync()
-        for folder, _, names in os.walk(self.staging, topdown=False):
-            if ".zarray" not in names:
-                for name in names:
-                    publish.fsync_file(Path(folder, name))
-            publish.fsync_directory(Path(folder))
+        self._write_json(STEP_METADATA, metadata)
 
     def abort(self) -> None:
         """Remove what was written; the target is untouched."""
-        shutil.rmtree(self.staging, ignore_errors=True)
+        self._destination.abort()
 
     def __enter__(self) -> Self:
         return self
@@ -257,10 +256,6 @@ def checksums_json(digests: Mapping[str, str], specs: Mapping[str, LeafSpec]) ->
     }
 
 
-def _write_json(path: Path, content: Any) -> None:
-    path.write_text(json.dumps(content))
-
-
 def _entries(
     specs: Mapping[str, LeafSpec],
     keys: Mapping[str, tuple[str, ...]],
@@ -273,7 +268,8 @@ def _entries(
         StoredLeaf(
             keys[name],
             key_types.get(name, (DICT,) * len(keys[name])),
-            kinds.get(name, "np.ndarray"),
+            # Declared as numpy arrays, they load without the sharding they once had.
+            "scalar" if kinds.get(name) == "scalar" else "np.ndarray",
             False,
         )
         for name in specs

@@ -27,7 +27,8 @@ def _context() -> Any:
     return ts.Context({"cache_pool": {"total_bytes_limit": 0}})
 
 
-def _directory_spec(item: epath.Path) -> dict[str, Any] | str:
+def directory_spec(item: epath.Path) -> dict[str, Any] | str:
+    """A directory as TensorStore names it."""
     if is_object_store(item):
         return str(item).rstrip("/") + "/"
     return {"driver": "file", "path": os.path.abspath(str(item)) + "/"}
@@ -36,12 +37,11 @@ def _directory_spec(item: epath.Path) -> dict[str, Any] | str:
 class TensorStoreReader:
     """Arrays of one item directory; thread-safe."""
 
-    def __init__(self, item: epath.Path, label: str, *, zeros_may_be_missing: bool) -> None:
+    def __init__(self, item: epath.Path, label: str) -> None:
         self._label = label
         self._item = item
-        self._fill = zeros_may_be_missing
         self.is_ocdbt = (item / "manifest.ocdbt").exists()
-        base = _directory_spec(item)
+        base = directory_spec(item)
         self._base: Any = {"driver": "ocdbt", "base": base} if self.is_ocdbt else base
         self._open: dict[str, Any] = {}
         self._lock = threading.Lock()
@@ -97,7 +97,7 @@ class TensorStoreReader:
             found[folder] = parse_header(stored[0][1], where)
         return found
 
-    def _array(self, folder: str, header: ArrayHeader, leaf: str) -> Any:
+    def _array(self, folder: str, header: ArrayHeader, leaf: str, fill_missing: bool) -> Any:
         import tensorstore as ts
 
         with self._lock:
@@ -115,7 +115,7 @@ class TensorStoreReader:
             "driver": header.driver,
             "kvstore": kvstore,
             # The default would read a missing chunk as zeros.
-            "fill_missing_data_reads": self._fill,
+            "fill_missing_data_reads": fill_missing,
         }
         try:
             store = ts.open(spec, open=True, read=True, context=_context()).result()
@@ -133,11 +133,12 @@ class TensorStoreReader:
         out: np.ndarray,
         *,
         leaf: str,
+        fill_missing: bool = False,
     ) -> None:
         """Fill `out` with a block; see `raw_reader.read_block`."""
         import tensorstore as ts
 
-        store = self._array(folder, header, leaf)
+        store = self._array(folder, header, leaf, fill_missing)
         block = store[tuple(slice(start, stop) for start, stop in bounds)]
         try:
             if bounds:

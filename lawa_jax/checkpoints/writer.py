@@ -1,11 +1,11 @@
 """Writing a tree that is in memory as one committed checkpoint."""
 
-import os
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 import numpy as np
+from etils import epath
 
 from lawa_jax.checkpoints.metadata import DICT, SEQUENCE
 from lawa_jax.checkpoints.streaming_writer import StreamingWriter
@@ -19,7 +19,7 @@ def _host(leaf: Any) -> np.ndarray:
 
 
 def write_checkpoint(
-    directory: str | os.PathLike[str],
+    directory: epath.PathLike,
     tree: PyTree,
     *,
     metrics: Mapping[str, float] | None = None,

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import grain
 import numpy as np
+from absl import flags
 
 from lawa_jax.errors import ConfigError
 
@@ -40,6 +41,7 @@ def train_batches(
     transform: Transform | None = None,
     process: tuple[int, int] = (0, 1),
     threads: int = 4,
+    workers: int = 0,
 ) -> Iterator[Batch]:
     """Shuffled full batches of one epoch from sample `start` on; a last partial batch is dropped.
 
@@ -53,7 +55,8 @@ def train_batches(
       start: samples of this epoch already seen, a multiple of `batch_size`.
       transform: random augmentation of one example.
       process: (index, count) of this process.
-      threads: decoding threads.
+      threads: decoding threads, in this process or in each worker.
+      workers: processes that load; 0: this one does. Batches are the same for any number.
 
     Raises:
       ConfigError: fewer examples than a batch, or sizes that do not divide.
@@ -75,23 +78,33 @@ def train_batches(
     local = batch_size // count
     data = data[: len(source) // batch_size * batch_size].batch(local)
     data = data[start // local + index :: count]
-    return _iterate(data, threads)
+    return _iterate(data, source, threads, workers)
 
 
 def eval_batches(
-    source: Source, *, batch_size: int, process: tuple[int, int] = (0, 1), threads: int = 4
+    source: Source,
+    *,
+    batch_size: int,
+    process: tuple[int, int] = (0, 1),
+    threads: int = 4,
+    workers: int = 0,
 ) -> Iterator[Batch]:
     """All examples once, in order; the last batch is padded, and ``mask`` [B] is False there.
 
     Padding repeats the last example; a masked sample counts nowhere. With several processes each
     gets every count-th local batch, and all get equally many.
+
+    Raises:
+      ConfigError: a batch size that the processes cannot divide.
     """
     index, count = process
+    if batch_size % count:
+        raise ConfigError(f"batch size {batch_size} cannot be divided over {count} processes")
     local = batch_size // count
     number = -(-len(source) // batch_size) * count
     examples = _Padded(source, number * local)
     data = grain.MapDataset.source(examples).batch(local)[index::count]
-    return _iterate(data, threads)
+    return _iterate(data, source, threads, workers)
 
 
 class _Padded:
@@ -110,11 +123,30 @@ class _Padded:
         return example
 
 
-def _iterate(data: Any, threads: int) -> Iterator[Batch]:
+def _iterate(data: Any, source: Source, threads: int, workers: int) -> Iterator[Batch]:
     if len(data) == 0:
         return iter(())
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(1, 2 * threads))
-    return iter(data.to_iter_dataset(options))
+    data = data.to_iter_dataset(options)
+    if workers:
+        # Grain reads its flags when it starts workers, and only programs of absl parse any.
+        if not flags.FLAGS.is_parsed():
+            flags.FLAGS.mark_as_parsed()
+        # Each worker takes every workers-th of the finished batches, so that their order and
+        # content cannot depend on how many there are.
+        data = data.mp_prefetch(
+            grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
+        )
+    return _consume(iter(data), getattr(source, "inspect", None))
+
+
+def _consume(batches: Any, inspect: Callable[[Batch], Batch] | None) -> Iterator[Batch]:
+    """The batches, after the source's own look at each; workers end when the reader is done."""
+    try:
+        for batch in batches:
+            yield batch if inspect is None else inspect(batch)
+    finally:
+        batches.close()
 
 
 class ArraySource:

@@ -45,15 +45,16 @@ def functional(build: Callable[[nnx.Rngs], nnx.Module]) -> Functional:
         params, stats = nnx.split_state(states, nnx.Param, nnx.BatchStat)
         return graphdef, params, stats
 
-    def init(seed: int) -> Model:
-        def make(key: jax.Array) -> Model:
-            _, params, stats = parts(build(nnx.Rngs(key)))
-            model = {"params": _string_keys(nnx.to_pure_dict(params))}
-            if stats:
-                model["batch_stats"] = _string_keys(nnx.to_pure_dict(stats))
-            return model
+    @jax.jit
+    def make(key: jax.Array) -> Model:
+        _, params, stats = parts(build(nnx.Rngs(key)))
+        model = {"params": _string_keys(nnx.to_pure_dict(params))}
+        if stats:
+            model["batch_stats"] = _string_keys(nnx.to_pure_dict(stats))
+        return model
 
-        return jax.jit(make)(jax.random.key(seed))
+    def init(seed: int) -> Model:
+        return make(jax.random.key(seed))
 
     template: list[tuple[nnx.GraphDef, Any, Any]] = []
 

@@ -11,6 +11,11 @@ import jax.numpy as jnp
 from flax import nnx
 
 
+def statistics_dtype(dtype: Any) -> Any:
+    """float64 for float64, float32 for everything narrower."""
+    return jnp.float64 if jnp.dtype(dtype) == jnp.float64 else jnp.float32
+
+
 class BatchNorm(nnx.Module):
     """Normalises each channel by the batch's moments (train) or by running ones (evaluation).
 
@@ -51,7 +56,7 @@ class BatchNorm(nnx.Module):
         self.eps = eps
         self.groups = groups
         self.dtype = dtype
-        self.stat_dtype = jnp.promote_types(param_dtype, jnp.float32)
+        self.stat_dtype = statistics_dtype(param_dtype)
         self.scale = nnx.Param(jnp.ones((features,), param_dtype))
         self.bias = nnx.Param(jnp.zeros((features,), param_dtype))
         self.mean = nnx.BatchStat(jnp.zeros((features,), self.stat_dtype))

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from lawa_jax.models.normalization import BatchNorm
+from lawa_jax.models.normalization import BatchNorm, statistics_dtype
 
 Stem = Literal["imagenet", "cifar"]
 
@@ -40,6 +40,11 @@ ARCHITECTURES = {
 
 # torchvision: kaiming_normal_(mode="fan_out", nonlinearity="relu"), an untruncated normal.
 _kaiming_normal = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
+
+
+def relu(x: jax.Array) -> jax.Array:
+    """max(x, 0), but NaN stays NaN: XLA's fast CPU maximum turns it into 0 and hides it."""
+    return jnp.where(x <= 0, 0.0, x)
 
 
 class _Layers(NamedTuple):
@@ -96,9 +101,9 @@ class BasicBlock(nnx.Module):
             self.downsample = Downsample(inputs, width, stride, layers)
 
     def __call__(self, x: jax.Array, **mode: bool) -> jax.Array:
-        y = nnx.relu(self.bn1(self.conv1(x), **mode))
+        y = relu(self.bn1(self.conv1(x), **mode))
         y = self.bn2(self.conv2(y), **mode)
-        return nnx.relu(y + (self.downsample(x, **mode) if hasattr(self, "downsample") else x))
+        return relu(y + (self.downsample(x, **mode) if hasattr(self, "downsample") else x))
 
 
 class Bottleneck(nnx.Module):
@@ -118,10 +123,10 @@ class Bottleneck(nnx.Module):
             self.downsample = Downsample(inputs, outputs, stride, layers)
 
     def __call__(self, x: jax.Array, **mode: bool) -> jax.Array:
-        y = nnx.relu(self.bn1(self.conv1(x), **mode))
-        y = nnx.relu(self.bn2(self.conv2(y), **mode))
+        y = relu(self.bn1(self.conv1(x), **mode))
+        y = relu(self.bn2(self.conv2(y), **mode))
         y = self.bn3(self.conv3(y), **mode)
-        return nnx.relu(y + (self.downsample(x, **mode) if hasattr(self, "downsample") else x))
+        return relu(y + (self.downsample(x, **mode) if hasattr(self, "downsample") else x))
 
 
 _BLOCKS: dict[str, Callable[..., BasicBlock | Bottleneck]] = {
@@ -182,7 +187,7 @@ class ResNet(nnx.Module):
         self.stem = stem
         self.stages = len(stage_sizes)
         self.dtype = dtype
-        self.output_dtype = jnp.promote_types(param_dtype, jnp.float32)
+        self.output_dtype = statistics_dtype(param_dtype)
         channels = widths[0]
         self.conv1 = (
             layers.conv(in_channels, channels, 7, 2)
@@ -217,7 +222,7 @@ class ResNet(nnx.Module):
         `moments=True` is for recalibration, see `BatchNorm`.
         """
         mode = {"train": train, "moments": moments}
-        x = nnx.relu(self.bn1(self.conv1(images.astype(self.dtype)), **mode))
+        x = relu(self.bn1(self.conv1(images.astype(self.dtype)), **mode))
         if self.stem == "imagenet":
             x = nnx.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
         for stage in range(self.stages):

@@ -1,5 +1,6 @@
 """Image classification: the loss function that training and evaluation steps take."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -35,3 +36,12 @@ def classification_loss(network: Functional, *, label_smoothing: float = 0.0) ->
         return total / count.astype(total.dtype), (batch_stats, metrics)
 
     return loss_fn
+
+
+def moments_fn(network: Functional) -> Callable[[Model, Batch], dict[str, Any]]:
+    """``apply_fn`` for `lawa_jax.batch_norm.recalibrate`, jitted: the moments of an image batch."""
+
+    def moments(model: Model, batch: Batch) -> dict[str, Any]:
+        return network.apply(model, batch["image"], train=True, moments=True)[1]
+
+    return jax.jit(moments)

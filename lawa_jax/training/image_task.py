@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 from lawa_jax.batch_norm import recalibrate
@@ -128,12 +129,16 @@ def image_task(
     def validation() -> Iterator[Batch]:
         return eval_batches(data.validation, batch_size=batch_size, threads=threads)
 
+    @jax.jit
+    def moments(model: Model, images: jax.Array) -> Any:
+        return network.apply(model, images, train=True, moments=True)[1]
+
     def recalibrated(model: Model, end: int) -> Model:
         # The batches of epoch `end`: a pure function of the seed and `end`, so that an average
         # evaluated afterwards has the statistics it had during training.
         chosen = islice(batches(end, 0), bn_batches or None)
         images = (place.batch(batch)["image"] for batch in chosen)
-        return recalibrate(network.apply, model, images)
+        return recalibrate(moments, model, images)
 
     return Task(
         unit="images",

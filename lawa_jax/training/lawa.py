@@ -13,9 +13,10 @@ from etils import epath
 from lawa_jax import window
 from lawa_jax.averaging import Accumulator
 from lawa_jax.batch_norm import Policy, select_statistics
-from lawa_jax.checkpoints import Checkpoint, list_steps, open_checkpoint
+from lawa_jax.checkpoints import Checkpoint, list_steps, open_checkpoint, verify_leaf
 from lawa_jax.training.metrics import total_of
 from lawa_jax.training.task import Model, Task
+from lawa_jax.tree import named_leaves
 
 
 class Average(NamedTuple):
@@ -48,7 +49,8 @@ def average_on_device(run: epath.Path, *, k: int, end: int | None, task: Task) -
 def read_verified(checkpoint: Checkpoint) -> Model:
     """The whole tree of a checkpoint, each leaf compared with the digest saved beside it."""
     tree = checkpoint.read_tree()
-    checkpoint.verify_tree(tree)
+    for name, leaf in named_leaves(tree).items():
+        verify_leaf(checkpoint, name, leaf)
     return tree
 
 

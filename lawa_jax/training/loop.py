@@ -7,6 +7,7 @@ the host.
 import math
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 from etils import epath
@@ -67,7 +68,7 @@ def train(
 
             def pause(step: int) -> bool:
                 due = save_every_steps > 0 and step % save_every_steps == 0
-                return due or interrupt.requested
+                return due or bool(interrupt.requested)
 
             for reached in _epoch(task, state, position, pause, progress):
                 state, position = reached
@@ -79,7 +80,7 @@ def train(
             totals = Totals(position.totals).means()
             position = Position(epoch + 1, 0, position.step)
             trained = time.perf_counter() - started
-            row = {f"train/{name}": value for name, value in totals.items()}
+            row: dict[str, Any] = {f"train/{name}": value for name, value in totals.items()}
             row |= {f"val/{n}": v for n, v in evaluate(task, state["model"]).items()}
             evaluated = time.perf_counter() - started - trained
             stalled = writer.stalled

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from lawa_jax.checkpoints import list_steps, open_checkpoint
+from lawa_jax.checkpoints import list_steps, open_checkpoint, parse_address
 from lawa_jax.errors import CheckpointNotFoundError, ConfigError
 from lawa_jax.training.lawa import read_verified
 from lawa_jax.training.task import State, Task
@@ -55,6 +55,8 @@ def newest(run: epath.Path, *, epochs_needed: int = 1) -> int | None:
       run: the run directory.
       epochs_needed: how many of the latest finished epochs later windows reach back to.
     """
+    if not (run / "resume").exists() or not (run / "epochs").exists():
+        return None
     epochs = set(list_steps(run / "epochs"))
     for step in reversed(list_steps(run / "resume")):
         checkpoint = open_checkpoint(run / "resume", step=step, include=("position/epoch",))
@@ -116,7 +118,8 @@ def initial_model(path: str, task: Task) -> State:
     Raises:
       CheckpointNotFoundError, ConfigError: no checkpoint, or one of another model.
     """
-    checkpoint = open_checkpoint(path)
+    source, step = parse_address(path)
+    checkpoint = open_checkpoint(source, step=step)
     state = task.init()
     try:
         model = fill(state["model"], read_verified(checkpoint), checkpoint.label)

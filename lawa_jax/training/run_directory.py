@@ -32,7 +32,7 @@ def create(run: epath.Path, config: Mapping[str, Any]) -> None:
       OutputExistsError: a run, or anything else, is there already.
     """
     if run.exists() and any(run.iterdir()):
-        epochs = list_steps(run / "epochs")
+        epochs = list_steps(run)
         what = f"a run with {len(epochs)} epochs" if (run / CONFIG).exists() else "files"
         raise OutputExistsError(
             f"{run} already holds {what}; go on with --resume, or choose another --run_dir"

@@ -47,14 +47,15 @@ def train_run(
                 f"resuming {run} in epoch {position.epoch} after {position.step} updates",
                 file=sys.stderr,
             )
-    else:
-        run_directory.create(run, to_json(config))
     if state is None:
         state = (
             resume_.initial_model(init_from, task)
             if init_from
             else task.place.replicate(task.init())
         )
+    if not resume:
+        # Last, so that a mistake above leaves no run behind.
+        run_directory.create(run, to_json(config))
     train(
         task,
         run,

@@ -1,0 +1,166 @@
+"""Where a checkpoint in the making lives, and how it becomes visible.
+
+On local disks: in a staging directory beside the target, made durable, then renamed. On object
+stores, which have no atomic rename: under the target itself, where no reader sees it until the
+commit marker is written, last.
+"""
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from etils import epath
+
+from lawa_jax.checkpoints import publish
+from lawa_jax.checkpoints.array_header import ArrayHeader
+from lawa_jax.checkpoints.chunk_files import ChunkFiles
+from lawa_jax.checkpoints.discovery import COMMIT_MARKER, is_object_store
+from lawa_jax.checkpoints.orbax_layout import COMMITTED
+from lawa_jax.checkpoints.raw_reader import Bounds
+from lawa_jax.errors import OutputExistsError
+
+
+class BlockSink(Protocol):
+    """Takes the blocks of one array, in any order and from any thread."""
+
+    def write(self, bounds: Bounds, block: np.ndarray) -> None:
+        """Write one block."""
+
+
+class Destination(Protocol):
+    """A step directory in the making."""
+
+    target: epath.Path
+    staging: epath.Path
+
+    def array(self, folder: str, header: ArrayHeader) -> BlockSink:
+        """A sink for an array whose ``.zarray`` is already written to `folder`."""
+
+    def write_text(self, name: str, text: str) -> None:
+        """Write a small file; directories are made."""
+
+    def sync(self) -> None:
+        """Make everything durable."""
+
+    def publish(self) -> None:
+        """Make it visible under its name, all at once."""
+
+    def abort(self) -> None:
+        """Remove what was written."""
+
+
+class LocalDestination:
+    """A directory on a local disk."""
+
+    def __init__(self, target: epath.Path, *, overwrite: bool, staging: Path | None) -> None:
+        self._target = Path(os.path.abspath(target))
+        self._overwrite = overwrite
+        publish.check_free(self._target, overwrite=overwrite)
+        self._staging = publish.staging_path(self._target) if staging is None else staging
+        self._target.parent.mkdir(parents=True, exist_ok=True)
+        self._staging.mkdir(exist_ok=staging is not None)
+        self.target, self.staging = epath.Path(self._target), epath.Path(self._staging)
+
+    def array(self, folder: str, header: ArrayHeader) -> ChunkFiles:
+        """See `Destination`."""
+        return ChunkFiles(self._staging / folder, header)
+
+    def write_text(self, name: str, text: str) -> None:
+        """See `Destination`."""
+        path = self._staging / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+
+    def sync(self) -> None:
+        """See `Destination`."""
+        # As Orbax does: a copy of the directory on an object store is then a checkpoint, too.
+        self.write_text(COMMIT_MARKER, COMMITTED)
+        publish.fsync_tree(self._staging)
+
+    def publish(self) -> None:
+        """See `Destination`."""
+        publish.publish(self._staging, self._target, overwrite=self._overwrite)
+
+    def abort(self) -> None:
+        """See `Destination`."""
+        shutil.rmtree(self._staging, ignore_errors=True)
+
+
+class TensorStoreSink:
+    """An array on an object store."""
+
+    def __init__(self, folder: epath.Path) -> None:
+        import tensorstore as ts
+
+        from lawa_jax.checkpoints.tensorstore_reader import directory_spec
+
+        self._store: Any = ts.open(
+            {
+                "driver": "zarr",
+                "kvstore": directory_spec(folder),
+                "store_data_equal_to_fill_value": True,
+            },
+            open=True,
+        ).result()
+
+    def write(self, bounds: Bounds, block: np.ndarray) -> None:
+        """See `BlockSink`."""
+        try:
+            self._store[tuple(slice(*b) for b in bounds)].write(block).result()
+        except ValueError as error:
+            raise OSError(str(error)) from error
+
+
+class ObjectStoreDestination:
+    """A prefix on an object store."""
+
+    def __init__(self, target: epath.Path, *, overwrite: bool) -> None:
+        self.target = self.staging = target
+        if target.exists():
+            if not overwrite:
+                raise OutputExistsError(
+                    f"{target} already exists and is never replaced silently; choose another name "
+                    "or say overwrite (--overwrite)"
+                )
+            # Without its marker it is no checkpoint any more, however far the removal gets.
+            (target / COMMIT_MARKER).unlink(missing_ok=True)
+            target.rmtree()
+
+    def array(self, folder: str, header: ArrayHeader) -> TensorStoreSink:
+        """See `Destination`."""
+        return TensorStoreSink(self.target / folder)
+
+    def write_text(self, name: str, text: str) -> None:
+        """See `Destination`."""
+        path = self.target / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+
+    def sync(self) -> None:
+        """Object stores are durable once a write returns."""
+
+    def publish(self) -> None:
+        """See `Destination`."""
+        self.write_text(COMMIT_MARKER, COMMITTED)
+
+    def abort(self) -> None:
+        """See `Destination`."""
+        if self.target.exists():
+            self.target.rmtree()
+
+
+def open_destination(
+    directory: epath.PathLike, *, overwrite: bool, staging: epath.PathLike | None
+) -> Destination:
+    """The destination that fits the path.
+
+    Raises:
+      OutputExistsError: the directory exists and may not be overwritten.
+      OSError: it cannot be made.
+    """
+    if is_object_store(directory):
+        return ObjectStoreDestination(epath.Path(directory), overwrite=overwrite)
+    local = None if staging is None else Path(os.path.abspath(staging))
+    return LocalDestination(epath.Path(directory), overwrite=overwrite, staging=local)

@@ -1,0 +1,230 @@
+"""What to average, and how: windows, best checkpoints and weighted sets as plain jobs."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from etils import epath
+
+from lawa_jax import coefficients, window
+from lawa_jax.checkpoints import list_steps, open_checkpoint, parse_address
+from lawa_jax.errors import SelectionError
+
+DEFAULT_MEMORY = 1 << 30
+BatchNorm = Literal["latest", "average"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """How checkpoints are read and averaged.
+
+    Attributes:
+      item: item of a step; chosen by name by default.
+      include: patterns of leaf names; parameters and batch statistics by default.
+      exclude: patterns of leaf names to leave out.
+      dtype: of averaged leaves; their own by default.
+      bn: batch statistics of the newest checkpoint, or averaged like weights.
+      memory: bytes to stay within.
+      threads: readers.
+    """
+
+    item: str | None = None
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    dtype: str | None = None
+    bn: BatchNorm = "latest"
+    memory: int = DEFAULT_MEMORY
+    threads: int = 2
+
+
+class Job(NamedTuple):
+    """One average to be made.
+
+    Attributes:
+      sources: addresses (``RUN@26``), oldest first.
+      weights: one a source, of any scale.
+      method: ``uniform``, ``ema:0.9``, ..., or ``custom``.
+      name: a directory name for it among others: ``k5-end30-uniform``.
+    """
+
+    sources: tuple[str, ...]
+    weights: tuple[float, ...]
+    method: str
+    name: str
+
+
+class Result(NamedTuple):
+    """One finished average.
+
+    Attributes:
+      job: what was asked for.
+      tree: nested dict of arrays, where it was made in memory.
+      path: the checkpoint, where it was written.
+      digests: of its leaves.
+      input_digests: of the sources' leaves, by address.
+      bytes_read: by the whole pass.
+      seconds: of the whole pass, by phase: "read and average", "publish".
+    """
+
+    job: Job
+    tree: dict[str, Any] | None
+    path: Path | None
+    digests: dict[str, str]
+    input_digests: dict[str, dict[str, str]]
+    bytes_read: int
+    seconds: dict[str, float]
+
+
+def window_job(
+    run: epath.PathLike,
+    *,
+    k: int | None = 5,
+    end: int | None = None,
+    method: str = "uniform",
+    steps: str | Sequence[int] | None = None,
+    share: str | None = None,
+) -> Job:
+    """A window of a run: the `k` latest steps up to `end`, or a share of the run, or given steps.
+
+    Args:
+      run: the run directory.
+      k: number of checkpoints.
+      end: the newest step; the run's newest by default.
+      method: see `lawa_jax.coefficients.of_method`.
+      steps: exactly these, as ``"50:90:10"`` or numbers, instead of `k` and `end`.
+      share: ``"1%"`` of the run's checkpoints (rounded up, at least 2) instead of `k`.
+
+    Raises:
+      SelectionError: checkpoints that do not exist, an impossible window, an unknown method.
+    """
+    existing = list_steps(run)
+    if steps is not None:
+        wanted = window.parse_steps(steps) if isinstance(steps, str) else steps
+        chosen = window.select(existing, wanted)
+        name = f"steps{chosen[0]}-{chosen[-1]}x{len(chosen)}"
+    else:
+        count = window.share_of_run(len(existing), share) if share is not None else k
+        if count is None:
+            raise SelectionError("say which checkpoints: a number k, a share, or steps")
+        chosen = window.latest(existing, count, end)
+        name = f"k{count}-end{chosen[-1]}"
+    return _of_method(run, chosen, method, name)
+
+
+def best_job(
+    run: epath.PathLike,
+    *,
+    best: int,
+    metric: str,
+    mode: Literal["min", "max"] = "min",
+    method: str = "uniform",
+) -> Job:
+    """The `best` checkpoints of a run by a metric saved with them; of equals the newer.
+
+    Raises:
+      SelectionError: fewer checkpoints have that metric; lists the metrics there are.
+    """
+    if best < 1:
+        raise SelectionError(f"expected at least 1 checkpoint to average, found {best}")
+    if mode not in ("min", "max"):
+        raise SelectionError(f"mode: expected min or max, found {mode!r}")
+    values: dict[int, float] = {}
+    known: set[str] = set()
+    for step in list_steps(run):
+        metrics = open_checkpoint(run, step=step).metrics
+        known |= metrics.keys()
+        if metric in metrics and math.isfinite(metrics[metric]):
+            values[step] = metrics[metric]
+    if len(values) < best:
+        raise SelectionError(
+            f"{run}: {len(values)} checkpoints have a finite metric {metric!r}, expected at least "
+            f"{best}; saved metrics: {', '.join(sorted(known)) or 'none'}"
+        )
+    sign = 1 if mode == "min" else -1
+    chosen = sorted(sorted(values, key=lambda s: (sign * values[s], -s))[:best])
+    return _of_method(run, chosen, method, f"best{best}-{metric.replace('/', '_')}")
+
+
+def weighted_job(sources: Sequence[str]) -> Job:
+    """Any weighted set: ``["A@10:0.25", "B@20:0.75"]``, the last taken as the newest.
+
+    Without any weights they are equal; with some, all need one. A path without ``@step`` is a
+    checkpoint itself, or a run's newest.
+
+    Raises:
+      SelectionError: weights that are no numbers or do not sum to 1, a source named twice.
+    """
+    addresses, weights = [], []
+    for text in sources:
+        head, colon, tail = text.rpartition(":")
+        weight: float | None = None
+        if colon and "/" not in tail:
+            try:
+                weight = float(tail)
+            except ValueError:
+                raise SelectionError(
+                    f"{text!r}: expected ADDRESS:WEIGHT with a number, found {tail!r}"
+                ) from None
+        addresses.append(text if weight is None else head)
+        weights.append(weight)
+    given = [w for w in weights if w is not None]
+    if given and len(given) < len(weights):
+        missing = addresses[weights.index(None)]
+        raise SelectionError(f"{missing} has no weight; give all sources one, or none")
+    twice = sorted({a for a in addresses if addresses.count(a) > 1})
+    if twice:
+        raise SelectionError(f"{twice[0]} is named twice; add its weights up instead")
+    c = coefficients.custom(given) if given else coefficients.uniform(len(addresses))
+    return Job(tuple(addresses), _weights(c), "custom" if given else "uniform", "weighted")
+
+
+def sweep_jobs(
+    run: epath.PathLike,
+    *,
+    ks: Sequence[int],
+    ends: Sequence[int],
+    methods: Sequence[str] = ("uniform",),
+) -> list[Job]:
+    """Every combination of window length, end and method, ends ascending.
+
+    Raises:
+      SelectionError: one of them is impossible; says which.
+    """
+    jobs = [
+        window_job(run, k=k, end=end, method=method)
+        for end in sorted(set(ends))
+        for k in dict.fromkeys(ks)
+        for method in dict.fromkeys(methods)
+    ]
+    if not jobs:
+        raise SelectionError("the sweep is empty: give window lengths, ends and methods")
+    return jobs
+
+
+def address(run: epath.PathLike, step: int) -> str:
+    """``RUN@step``."""
+    return f"{run}@{step}"
+
+
+def step_of(source: str) -> int | None:
+    """The step of an address, None without one."""
+    return parse_address(source)[1]
+
+
+def _of_method(run: epath.PathLike, steps: Sequence[int], method: str, name: str) -> Job:
+    c = coefficients.of_method(method, steps)
+    # Ones instead of 1/k: their products are exact, and their sum is divided once.
+    weights = (1.0,) * len(steps) if method == "uniform" else _weights(c)
+    return Job(
+        tuple(address(run, step) for step in steps),
+        weights,
+        method,
+        f"{name}-{method.replace(':', '')}",
+    )
+
+
+def _weights(c: np.ndarray) -> tuple[float, ...]:
+    return tuple(float(x) for x in c)

@@ -1,0 +1,97 @@
+"""The book an interruptible pass keeps: which blocks are done, and which outputs published.
+
+One JSON line a finished block, appended after the block is in all outputs. A pass that is killed
+repeats at most the blocks its workers were at: one a thread.
+"""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lawa_jax.checkpoints.discovery import TMP_MARKER
+from lawa_jax.streaming import Done
+
+
+class Journal:
+    """The journal in a directory of its own, which also holds the outputs in the making.
+
+    A journal of another pass (other jobs, options or sources) is thrown away with what it staged.
+
+    Args:
+      directory: its place, on the outputs' file system.
+      identity: JSON that must be equal for the pass to be taken up again.
+    """
+
+    def __init__(self, directory: Path, identity: Mapping[str, Any]) -> None:
+        self._directory, self._path = directory, directory / "journal.jsonl"
+        text = json.dumps(identity, sort_keys=True)
+        key = hashlib.sha256(text.encode()).hexdigest()
+        self.finished: dict[tuple[str, int], Done] = {}
+        """Blocks that are in all their outputs."""
+        self._publishing: set[str] = set()
+        self._published: set[str] = set()
+        if not self._load(key):
+            shutil.rmtree(directory, ignore_errors=True)
+            directory.mkdir(parents=True)
+            self._file = self._path.open("w")
+            self._line({"pass": key})
+        else:
+            self._file = self._path.open("a")
+
+    def _load(self, key: str) -> bool:
+        if not self._path.exists():
+            return False
+        # A line that a kill cut short says nothing; the rewritten file goes on after it.
+        lines = [line for line in self._path.read_text().split("\n")[:-1] if line]
+        entries = [json.loads(line) for line in lines]
+        if not entries or entries[0].get("pass") != key:
+            return False
+        self._path.write_text("".join(line + "\n" for line in lines))
+        for entry in entries[1:]:
+            if "block" in entry:
+                name, number = entry["block"]
+                self.finished[name, number] = Done(
+                    name, number, tuple(entry["read"]), tuple(entry["written"])
+                )
+            self._publishing |= {entry["publishing"]} if "publishing" in entry else set()
+            self._published |= {entry["published"]} if "published" in entry else set()
+        return True
+
+    def staging(self, out: Path) -> Path:
+        """Where an output is in the making."""
+        return self._directory / f"{out.name}{TMP_MARKER}"
+
+    def append(self, done: Done) -> None:
+        """Note a finished block."""
+        self._line(
+            {
+                "block": [done.name, done.number],
+                "read": list(done.digests),
+                "written": list(done.written),
+            }
+        )
+
+    def publishing(self, out: Path) -> None:
+        """Note that an output is about to be published."""
+        self._line({"publishing": out.name})
+
+    def published(self, out: Path) -> None:
+        """Note that an output was published."""
+        self._line({"published": out.name})
+
+    def is_published(self, out: Path) -> bool:
+        """Whether this pass has published an output, even if it was killed in that very moment."""
+        renamed = out.name in self._publishing and not self.staging(out).exists() and out.exists()
+        return out.name in self._published or renamed
+
+    def close(self) -> None:
+        """The pass is complete: nothing needs to be remembered."""
+        self._file.close()
+        shutil.rmtree(self._directory)
+
+    def _line(self, entry: Mapping[str, Any]) -> None:
+        self._file.write(json.dumps(entry) + "\n")
+        self._file.flush()

@@ -1,0 +1,185 @@
+"""Averages written as ordinary checkpoints, each with the record of what it was made of."""
+
+import dataclasses
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from lawa_jax import streaming
+from lawa_jax.checkpoints import Checkpoint, StreamingWriter
+from lawa_jax.checkpoints.discovery import step_of as step_of_directory
+from lawa_jax.jobs import Job, Options, Result
+from lawa_jax.journal import Journal
+from lawa_jax.record import make_record
+from lawa_jax.streaming.plan import Plan
+from lawa_jax.streaming.sinks import NullSink
+
+Progress = Callable[[int], None]
+
+
+def write_averages(
+    jobs: Sequence[Job],
+    outs: Sequence[Path],
+    opened: dict[str, Checkpoint],
+    plan: Plan,
+    options: Options,
+    overwrite: bool,
+    journal: Path | None,
+    progress: Progress | None,
+) -> list[Result]:
+    """Make the averages of a plan and publish each as a checkpoint with its record.
+
+    Args:
+      jobs: what was asked for, one a target of the plan.
+      outs: the directories to be.
+      opened: the plan's checkpoints by address.
+      plan: see `lawa_jax.streaming`.
+      options: as recorded.
+      overwrite: replace existing outputs.
+      journal: directory of a journal for passes that can be interrupted; None for none.
+      progress: called with the bytes read.
+    """
+    book = Journal(journal, _identity(jobs, opened, outs, options)) if journal else None
+    with ExitStack() as stack:
+        return _write(stack, jobs, outs, opened, plan, options, overwrite, book, progress)
+
+
+def _write(
+    stack: ExitStack,
+    jobs: Sequence[Job],
+    outs: Sequence[Path],
+    opened: dict[str, Checkpoint],
+    plan: Plan,
+    options: Options,
+    overwrite: bool,
+    book: Journal | None,
+    progress: Progress | None,
+) -> list[Result]:
+    writers: list[StreamingWriter | None] = []
+    for job, out in zip(jobs, outs, strict=True):
+        if book is not None and book.is_published(out):
+            writers.append(None)
+            continue
+        writer = _writer(out, opened[job.sources[-1]], plan, overwrite, book)
+        if book is None:
+            # With a journal, what is staged survives an interruption, to be taken up again.
+            stack.enter_context(writer)
+        writers.append(writer)
+    finished = {} if book is None else book.finished
+    _adopt(plan, writers, finished)
+    started = time.perf_counter()
+    inputs = streaming.run(
+        plan,
+        [NullSink() if writer is None else writer for writer in writers],
+        finished=finished,
+        on_block=None if book is None else book.append,
+        progress=progress,
+    )
+    averaged = time.perf_counter()
+    by_address = dict(zip(opened, inputs, strict=True))
+    for job, out, each in zip(jobs, outs, writers, strict=True):
+        if each is None:
+            continue
+        if book is not None:
+            book.publishing(out)
+        each.finish(record=_record(job, out, opened, plan, options, by_address))
+        if book is not None:
+            book.published(out)
+    if book is not None:
+        book.close()
+    seconds = {
+        "read and average": averaged - started,
+        "publish": time.perf_counter() - averaged,
+    }
+    return [
+        Result(
+            job,
+            None,
+            out,
+            {} if writer is None else writer.digests(),
+            {source: by_address[source] for source in job.sources},
+            plan.bytes_to_read,
+            seconds,
+        )
+        for job, out, writer in zip(jobs, outs, writers, strict=True)
+    ]
+
+
+def _writer(
+    out: Path, newest: Checkpoint, plan: Plan, overwrite: bool, book: Journal | None
+) -> StreamingWriter:
+    whole = not newest.selection.left_out
+    return StreamingWriter(
+        out,
+        plan.out,
+        newest.keys,
+        item=_item_name(newest),
+        key_types=newest.key_types,
+        empty=newest.empty if whole else None,
+        strings=newest.strings if whole else None,
+        overwrite=overwrite,
+        staging=None if book is None else book.staging(out),
+    )
+
+
+def _item_name(source: Checkpoint) -> str:
+    """The output's item: the source's, or Orbax's default where the step itself was the item."""
+    name = source.path.name
+    return "default" if step_of_directory(name) is not None else name
+
+
+def _adopt(
+    plan: Plan,
+    writers: Sequence[StreamingWriter | None],
+    finished: Mapping[tuple[str, int], streaming.Done],
+) -> None:
+    """Tell the writers which blocks their staging directories hold already."""
+    for name in {name for name, _ in finished}:
+        for number, index in enumerate(plan.blocks(name)):
+            done = finished.get((name, number))
+            if done is None:
+                continue
+            for writer, digest in zip(writers, done.written, strict=True):
+                if writer is not None and digest is not None:
+                    writer.adopt(name, index, digest)
+
+
+def _record(
+    job: Job,
+    out: Path,
+    opened: dict[str, Checkpoint],
+    plan: Plan,
+    options: Options,
+    input_digests: dict[str, dict[str, str]],
+) -> dict[str, Any]:
+    return make_record(
+        job,
+        [opened[source] for source in job.sources],
+        out=out,
+        specs=plan.out,
+        input_digests=[input_digests[source] for source in job.sources],
+        options={
+            "item": options.item,
+            "include": list(options.include),
+            "exclude": list(options.exclude),
+            "dtype": options.dtype,
+            "bn": options.bn,
+        },
+        copied=sorted(plan.copied),
+    )
+
+
+def _identity(
+    jobs: Sequence[Job], opened: dict[str, Checkpoint], outs: Sequence[Path], options: Options
+) -> dict[str, Any]:
+    """What must be the same for an interrupted pass to be taken up again."""
+    return {
+        "jobs": [[list(job.sources), list(job.weights)] for job in jobs],
+        "outs": [str(out) for out in outs],
+        "options": dataclasses.asdict(options),
+        "sources": {
+            source: [str(c.path), c.path.stat().mtime, c.checksums] for source, c in opened.items()
+        },
+    }

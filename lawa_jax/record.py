@@ -1,0 +1,74 @@
+"""The JSON record beside every average: what it was made of, and how."""
+
+import datetime
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from typing import Any
+
+from lawa_jax.checkpoints import Checkpoint
+from lawa_jax.jobs import Job
+from lawa_jax.tree import LeafSpec
+
+FORMAT = 1
+_PACKAGES = ("lawa-jax", "jax", "numpy", "orbax-checkpoint", "tensorstore")
+
+
+def make_record(
+    job: Job,
+    sources: Sequence[Checkpoint],
+    *,
+    out: str | os.PathLike[str],
+    specs: Mapping[str, LeafSpec],
+    input_digests: Sequence[Mapping[str, str]],
+    options: Mapping[str, Any],
+    copied: Sequence[str],
+) -> dict[str, Any]:
+    """The record of one average, all of it JSON.
+
+    Args:
+      job: what was asked for.
+      sources: the opened checkpoints, oldest first.
+      out: where the average will be; sources are also given relative to it.
+      specs: shapes and dtypes of the output.
+      input_digests: digests of the leaves of each source.
+      options: item, include, exclude, dtype and BatchNorm policy, to repeat the average.
+      copied: leaves taken from the newest source instead of averaged.
+    """
+    total = sum(job.weights)
+    parent = os.path.dirname(os.path.abspath(out))
+    return {
+        "format": FORMAT,
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "method": job.method,
+        "weights": list(job.weights),
+        "sources": [
+            {
+                "address": address,
+                "path": str(source.path),
+                "relative": os.path.relpath(source.path, parent),
+                "step": source.step,
+                "weight": weight,
+                "coefficient": weight / total,
+                "digests": dict(digests),
+            }
+            for address, source, weight, digests in zip(
+                job.sources, sources, job.weights, input_digests, strict=True
+            )
+        ],
+        "options": dict(options),
+        "taken_from_newest": sorted(copied),
+        "dtypes": {name: spec.dtype.name for name, spec in specs.items()},
+        "versions": {"python": platform.python_version(), **_versions()},
+    }
+
+
+def _versions() -> dict[str, str]:
+    versions = {}
+    for package in _PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions

@@ -1,0 +1,171 @@
+"""What a pass over stored checkpoints will do, and the memory it takes, from metadata alone."""
+
+from collections.abc import Collection, Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from lawa_jax.averaging import check_weights
+from lawa_jax.checkpoints import Checkpoint
+from lawa_jax.checkpoints.verify import blocks
+from lawa_jax.errors import SelectionError
+from lawa_jax.host_averaging import BlockAverage
+from lawa_jax.tree import LeafSpec, check_compatible, is_averaged
+
+Index = tuple[slice, ...]
+
+# Small enough for a core's cache, large enough that a read's fixed cost does not matter.
+BLOCK_BYTES = 2 << 20
+# Interpreter, file handles and what allocators keep to themselves, above the counted buffers.
+OVERHEAD = 48 << 20
+# Temporaries of rounding and digests, for an element of a block.
+_SCRATCH_PER_ELEMENT = 40
+
+
+class Target(NamedTuple):
+    """One average over some of the checkpoints.
+
+    Attributes:
+      sources: positions in the list of checkpoints, oldest first.
+      weights: one a source, of any scale; divided by their sum.
+    """
+
+    sources: tuple[int, ...]
+    weights: tuple[float, ...]
+
+
+class Plan(NamedTuple):
+    """What a pass will do, from metadata alone.
+
+    Attributes:
+      checkpoints: opened sources.
+      targets: the averages.
+      specs: shape and SOURCE dtype of every leaf.
+      out: shape and OUTPUT dtype of every leaf.
+      copied: leaves that are taken from a target's newest checkpoint instead of averaged.
+      limits: bytes of a block of every leaf.
+      memory: bound on the pass's memory above what imports take, in bytes.
+      threads: workers.
+    """
+
+    checkpoints: tuple[Checkpoint, ...]
+    targets: tuple[Target, ...]
+    specs: dict[str, LeafSpec]
+    out: dict[str, LeafSpec]
+    copied: frozenset[str]
+    limits: dict[str, int]
+    memory: int
+    threads: int
+
+    def blocks(self, name: str) -> Iterator[Index]:
+        """The blocks of a leaf, in order."""
+        return blocks(self.specs[name], self.checkpoints[0].chunk_shape(name), self.limits[name])
+
+    @property
+    def bytes_to_read(self) -> int:
+        """Dense bytes of all leaves of all checkpoints, each read once."""
+        return len(self.checkpoints) * sum(spec.nbytes for spec in self.specs.values())
+
+    @property
+    def bytes_to_write(self) -> int:
+        """Dense bytes of all averages."""
+        return len(self.targets) * sum(spec.nbytes for spec in self.out.values())
+
+
+def plan(
+    checkpoints: Sequence[Checkpoint],
+    targets: Sequence[Target],
+    *,
+    copied: Collection[str] = (),
+    dtype: np.dtype | None = None,
+    memory: int = 1 << 30,
+    threads: int = 2,
+) -> Plan:
+    """Check that the checkpoints can be combined, and fit the pass into `memory` bytes.
+
+    Args:
+      checkpoints: opened sources.
+      targets: averages over them.
+      copied: floating-point leaves to take from the newest all the same (batch statistics).
+      dtype: of averaged leaves; their own by default.
+      memory: bytes to stay within; compressed chunks larger than half of it need twice their size.
+      threads: workers, at least 1.
+
+    Raises:
+      TreeMismatchError: leaves, shapes or dtypes differ; names leaf and checkpoints.
+      SelectionError: nothing to average, or weights that do not fit.
+    """
+    if threads < 1:
+        raise SelectionError(f"threads: expected >= 1, found {threads}")
+    if not checkpoints or not targets:
+        raise SelectionError("there is nothing to average")
+    for target in targets:
+        check_weights(len(target.sources), target.weights)
+        if list(target.sources) != sorted(set(target.sources)):
+            raise SelectionError(
+                "every average takes its checkpoints in the order they are read, each once; found "
+                + ", ".join(checkpoints[i].label for i in target.sources)
+            )
+    check_compatible({c.label: c.leaves for c in checkpoints})
+    specs = dict(checkpoints[0].leaves)
+    kept = frozenset(n for n, s in specs.items() if n in copied or not is_averaged(s.dtype))
+    out = {
+        name: spec if name in kept or dtype is None else LeafSpec(spec.shape, _cast(spec, dtype))
+        for name, spec in specs.items()
+    }
+    active = _most_active(targets)
+    share = max(memory - OVERHEAD, 1 << 20) // threads
+    limits, needs = {}, [0]
+    for name, spec in specs.items():
+        per_element = spec.dtype.itemsize + _SCRATCH_PER_ELEMENT
+        if name not in kept:
+            per_element += active * BlockAverage.bytes_per_element(spec.dtype)
+        # A compressed chunk is decoded whole whatever part of it is wanted.
+        chunk = max(_decoded(c, name) for c in checkpoints)
+        row = max(_chunk_row(c, name, spec) for c in checkpoints) if chunk else 0
+        room = max(share - 2 * chunk, 1 << 16) // per_element * spec.dtype.itemsize
+        limits[name] = max(spec.dtype.itemsize, min(max(BLOCK_BYTES, row), room))
+        elements = min(-(-limits[name] // spec.dtype.itemsize), max(spec.size, 1))
+        needs.append(elements * per_element + 2 * chunk)
+    kinds = len({s.dtype for n, s in specs.items() if n not in kept}) or 1
+    bound = OVERHEAD + threads * kinds * max(needs)
+    return Plan(
+        tuple(checkpoints), tuple(targets), specs, out, kept, limits, bound, threads
+    )  # fmt: skip
+
+
+def _most_active(targets: Sequence[Target]) -> int:
+    """The most averages that are ever begun and unfinished at one time."""
+    events = sorted(
+        event
+        for target in targets
+        for event in ((target.sources[0], 0, 1), (target.sources[-1], 1, -1))
+    )
+    active = most = 0
+    for _, _, change in events:
+        active += change
+        most = max(most, active)
+    return most
+
+
+def _cast(spec: LeafSpec, dtype: np.dtype) -> np.dtype:
+    if spec.dtype.kind == "c" and dtype.kind != "c":
+        return np.dtype(np.complex128 if dtype == np.float64 else np.complex64)
+    return dtype
+
+
+def _decoded(checkpoint: Checkpoint, name: str) -> int:
+    """Bytes of a chunk that has to be decoded whole; 0 where blocks are read in place."""
+    if checkpoint.is_raw(name):
+        return 0
+    itemsize = checkpoint.leaves[name].dtype.itemsize
+    return int(np.prod(checkpoint.chunk_shape(name), dtype=np.int64)) * itemsize
+
+
+def _chunk_row(checkpoint: Checkpoint, name: str, spec: LeafSpec) -> int:
+    """Bytes of a row of chunks along the first axis: blocks of it read every chunk once."""
+    if not spec.shape:
+        return spec.nbytes
+    return (
+        spec.nbytes // max(1, spec.shape[0]) * min(checkpoint.chunk_shape(name)[0], spec.shape[0])
+    )

@@ -1,0 +1,220 @@
+"""Averages of stored checkpoints: in memory, on disk, one or many in one pass."""
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from etils import epath
+
+from lawa_jax import streaming
+from lawa_jax.batch_norm import batch_statistics
+from lawa_jax.checkpoints import Checkpoint, open_checkpoint, parse_address
+from lawa_jax.errors import SelectionError
+from lawa_jax.jobs import DEFAULT_MEMORY, BatchNorm, Job, Options, Result, step_of, window_job
+from lawa_jax.outputs import write_averages
+from lawa_jax.streaming.plan import Plan
+from lawa_jax.streaming.sinks import DigestSink, MemorySink
+from lawa_jax.tree import nested
+
+Progress = Callable[[int], None]
+DEFAULTS = Options()
+
+
+class Estimate(NamedTuple):
+    """What making some averages will take.
+
+    Attributes:
+      checkpoints: labels of the sources, in the order they are read.
+      leaves: leaves of each.
+      bytes_to_read: dense bytes, each read once.
+      bytes_to_write: dense bytes of all averages.
+      memory_bound: bytes above what imports take.
+      statistics: batch statistics recognised by name.
+    """
+
+    checkpoints: list[str]
+    leaves: int
+    bytes_to_read: int
+    bytes_to_write: int
+    memory_bound: int
+    statistics: list[str]
+
+
+def average_checkpoints(
+    run: epath.PathLike,
+    k: int = 5,
+    end: int | None = None,
+    *,
+    method: str = "uniform",
+    steps: str | Sequence[int] | None = None,
+    item: str | None = None,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    dtype: str | None = None,
+    bn: BatchNorm = "average",
+    memory: int = DEFAULT_MEMORY,
+    threads: int = 2,
+) -> dict[str, Any]:
+    """The average of the `k` latest checkpoints of a run up to `end`.
+
+    ``average_checkpoints("runs/resnet", k=5, end=30)`` is the mean of checkpoints 26..30, from any
+    Orbax directory. Batch statistics are averaged like weights, to be recomputed with
+    `lawa_jax.recalibrate`; or taken from the newest with ``bn="latest"``.
+
+    Args:
+      run: the run directory.
+      k: number of checkpoints.
+      end: the newest of them; the run's newest by default.
+      method: ``uniform``, ``linear``, ``ema:0.9``, ``power_ema:0.1``, ``decay:1-sqrt``.
+      steps: exactly these checkpoints instead of `k` and `end`.
+      item, include, exclude, dtype, bn, memory, threads: see `Options`.
+
+    Returns:
+      Nested dict of numpy arrays, string keys, the checkpoints' dtypes unless `dtype` says
+      otherwise. The same bits as `lawa_jax.average` of the restored trees gives.
+
+    Raises:
+      SelectionError: the window does not exist; lists what does.
+      TreeMismatchError: the checkpoints are not of one model.
+      CorruptCheckpointError, NonFiniteError: a checkpoint is damaged; names it and the leaf.
+    """
+    job = window_job(run, k=k, end=end, method=method, steps=steps)
+    options = Options(item, tuple(include), tuple(exclude), dtype, bn, memory, threads)
+    tree = run_jobs([job], options=options)[0].tree
+    assert tree is not None
+    return tree
+
+
+def estimate(jobs: Sequence[Job], options: Options = DEFAULTS) -> Estimate:
+    """What `run_jobs` will read, write and need, from metadata alone."""
+    opened, plan, statistics = _prepare(jobs, options)
+    return Estimate(
+        [c.label for c in opened.values()],
+        len(plan.specs),
+        plan.bytes_to_read,
+        plan.bytes_to_write,
+        plan.memory,
+        sorted(statistics),
+    )
+
+
+def run_jobs(
+    jobs: Sequence[Job],
+    outs: Sequence[Path] | None = None,
+    *,
+    options: Options = DEFAULTS,
+    overwrite: bool = False,
+    journal: Path | None = None,
+    progress: Progress | None = None,
+) -> list[Result]:
+    """Make all averages in one pass that reads every needed checkpoint once.
+
+    Args:
+      jobs: the averages.
+      outs: a directory for each, to be written as an ordinary Orbax step; None keeps the averages
+        in memory.
+      options: see `Options`.
+      overwrite: replace existing outputs.
+      journal: where to keep book of finished blocks, so that an interrupted pass can be taken up
+        again with the same arguments; None for none.
+      progress: called with the bytes read.
+
+    Raises:
+      OutputExistsError: an output exists; nothing was read.
+      Those of `average_checkpoints`.
+    """
+    opened, plan, _ = _prepare(jobs, options)
+    if outs is None:
+        return _in_memory(jobs, opened, plan, progress)
+    if len(set(outs)) != len(jobs):
+        raise SelectionError(f"expected {len(jobs)} different outputs, found {len(set(outs))}")
+    return write_averages(jobs, outs, opened, plan, options, overwrite, journal, progress)
+
+
+def recompute_digests(
+    job: Job, options: Options, progress: Progress | None = None
+) -> tuple[dict[str, str], list[dict[str, str]]]:
+    """Digests of an average's leaves and of its sources', without keeping or writing anything."""
+    _, plan, _ = _prepare([job], options)
+    sink = DigestSink(plan.out)
+    inputs = streaming.run(plan, [sink], progress=progress)
+    return sink.digests(), inputs
+
+
+def open_address(
+    source: str,
+    *,
+    item: str | None = None,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+) -> Checkpoint:
+    """Open ``RUN@90``, or a path that is a checkpoint (or a run, whose newest is meant)."""
+    path, step = parse_address(source)
+    return open_checkpoint(path, step=step, item=item, include=include, exclude=exclude)
+
+
+def _prepare(jobs: Sequence[Job], options: Options) -> tuple[dict[str, Checkpoint], Plan, set[str]]:
+    addresses = _in_order(jobs)
+    opened = {
+        source: open_address(
+            source, item=options.item, include=options.include, exclude=options.exclude
+        )
+        for source in addresses
+    }
+    first = next(iter(opened.values()))
+    statistics = batch_statistics(first.leaves)
+    plan = streaming.plan(
+        list(opened.values()),
+        [
+            streaming.Target(tuple(addresses.index(s) for s in job.sources), job.weights)
+            for job in jobs
+        ],
+        copied=statistics if options.bn == "latest" else (),
+        dtype=None if options.dtype is None else _dtype(options.dtype),
+        memory=options.memory,
+        threads=options.threads,
+    )
+    return opened, plan, statistics
+
+
+def _dtype(name: str) -> np.dtype:
+    try:
+        return np.dtype(name)
+    except TypeError:
+        raise SelectionError(f"dtype: expected float32, bfloat16, ..., found {name!r}") from None
+
+
+def _in_order(jobs: Sequence[Job]) -> list[str]:
+    """All sources once, such that every job finds its own in order."""
+    if not jobs:
+        raise SelectionError("there is nothing to average")
+    addresses = list(dict.fromkeys(s for job in jobs for s in job.sources))
+    if len(jobs) > 1:
+        # Windows of one run overlap: reading by step lets each checkpoint be read once.
+        addresses.sort(key=lambda source: (parse_address(source)[0], step_of(source) or 0))
+    return addresses
+
+
+def _in_memory(
+    jobs: Sequence[Job], opened: dict[str, Checkpoint], plan: Plan, progress: Progress | None
+) -> list[Result]:
+    started = time.perf_counter()
+    sinks = [MemorySink(plan.out) for _ in jobs]
+    inputs = streaming.run(plan, sinks, progress=progress)
+    seconds = {"read and average": time.perf_counter() - started}
+    by_address = dict(zip(opened, inputs, strict=True))
+    keys = next(iter(opened.values())).keys
+    return [
+        Result(
+            job,
+            nested({keys[name]: leaf for name, leaf in sink.leaves.items()}),
+            None,
+            {},
+            {source: by_address[source] for source in job.sources},
+            plan.bytes_to_read,
+            seconds,
+        )
+        for job, sink in zip(jobs, sinks, strict=True)
+    ]

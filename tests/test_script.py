@@ -1,0 +1,69 @@
+import os
+import signal
+
+import pytest
+
+from lawa_jax import errors, script
+
+
+def exit_code(main):
+    with pytest.raises(SystemExit) as caught:
+        script.run(main)
+    return caught.value.code
+
+
+def raising(error):
+    def main():
+        raise error
+
+    return main
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (errors.SelectionError("x"), 2),
+        (errors.ConfigError("x"), 2),
+        (errors.DataNotFoundError("x"), 2),
+        (errors.TreeMismatchError("x"), 2),
+        (errors.OutputExistsError("x"), 2),
+        (errors.CorruptCheckpointError("x"), 3),
+        (errors.NonFiniteError("x"), 3),
+        (errors.TrainingFailedError("x"), 1),
+        (OSError(28, "No space left on device", "/full/disk"), 3),
+        (KeyboardInterrupt(), 130),
+    ],
+)
+def test_every_error_has_its_exit_code_and_one_message(error, code, capsys):
+    assert exit_code(raising(error)) == code
+    message = capsys.readouterr().err
+    assert message.startswith("error: ")
+    assert message.count("\n") == 1
+
+
+def test_success_is_zero_and_a_returned_code_is_kept():
+    assert exit_code(lambda: None) == 0
+    assert exit_code(lambda: 1) == 1
+
+
+def test_the_file_of_an_os_error_is_named(capsys):
+    exit_code(raising(OSError(13, "Permission denied", "/secret")))
+    assert capsys.readouterr().err == "error: /secret: Permission denied\n"
+
+
+def test_sigterm_gives_143():
+    previous = signal.getsignal(signal.SIGTERM)
+    try:
+        assert exit_code(lambda: os.kill(os.getpid(), signal.SIGTERM)) == 143
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def test_a_defect_keeps_its_traceback():
+    with pytest.raises(ZeroDivisionError):
+        script.run(lambda: 1 // 0)
+
+
+def test_user_mistakes_are_ordinary_exceptions_too():
+    assert issubclass(errors.SelectionError, ValueError)
+    assert issubclass(errors.CheckpointNotFoundError, FileNotFoundError)
