@@ -43,10 +43,12 @@ class Match(NamedTuple):
 
 
 @functools.cache
-def _pattern(template: str) -> re.Pattern[str]:
+def _pattern(template: str, other: str) -> re.Pattern[str]:
+    """What `template` matches; the words of a placeholder may be listed in the `other` one."""
+    listed = {f[1]: f[2] for t in (template, other) for f in _PLACEHOLDER.finditer(t) if f[2]}
     parts, end = [], 0
     for found in _PLACEHOLDER.finditer(template):
-        words = found.group(2) or r"0|[1-9][0-9]*"
+        words = listed.get(found.group(1), r"0|[1-9][0-9]*")
         parts += [re.escape(template[end : found.start()]), f"(?P<{found.group(1)}>{words})"]
         end = found.end()
     return re.compile("".join(parts) + re.escape(template[end:]))
@@ -63,7 +65,7 @@ def to_ours(rules: Iterable[Rule], name: str) -> Match | None:
     ``Match("params/layer1/0/conv2/kernel", "conv")``.
     """
     for rule in rules:
-        found = _pattern(rule.theirs).fullmatch(name)
+        found = _pattern(rule.theirs, rule.ours).fullmatch(name)
         if found:
             return Match(_filled(rule.ours, found.groupdict()), rule.layout)
     return None
@@ -72,7 +74,7 @@ def to_ours(rules: Iterable[Rule], name: str) -> Match | None:
 def to_theirs(rules: Iterable[Rule], name: str) -> Match | None:
     """Their name for our leaf's; None if no rule fits."""
     for rule in rules:
-        found = _pattern(rule.ours).fullmatch(name)
+        found = _pattern(rule.ours, rule.theirs).fullmatch(name)
         if found:
             return Match(_filled(rule.theirs, found.groupdict()), rule.layout)
     return None
