@@ -3,6 +3,7 @@
 Both without a learning rate inside: the training step subtracts lr times the direction.
 """
 
+import math
 from typing import NamedTuple
 
 import jax
@@ -14,7 +15,7 @@ from jaxtyping import Array, Int
 class AdamState(NamedTuple):
     """State of `adam`."""
 
-    count: Int[Array, ""]  # updates so far, int32
+    step: Int[Array, ""]  # updates so far, int32
     mean: optax.Params  # of the gradient, like the parameters
     square: optax.Params  # mean of the squared gradient, like the parameters
 
@@ -31,10 +32,10 @@ def adam(
         d  = weight_decay * params + sqrt(1 - b2^t) / (1 - b1^t) * m / (sqrt(v) + eps)
 
     The decay is decoupled ("AdamW", Loshchilov and Hutter 2017, arXiv 1711.05101): fairseq's
-    ``Adam.step`` shrinks the parameters by ``lr * weight_decay`` and leaves g, m and v alone; biases
-    and LayerNorm parameters decay too. It differs from `optax.adamw` and `torch.optim.AdamW` in
-    eps, which is added to sqrt(v) and not to the bias-corrected sqrt(v / (1 - b2^t)): at t = 1 with
-    b2 = 0.98 theirs is 7 times smaller in comparison.
+    ``Adam.step`` shrinks the parameters by ``lr * weight_decay`` and leaves g, m and v alone;
+    biases and LayerNorm parameters decay too. It differs from `optax.adamw` and
+    `torch.optim.AdamW` in eps, which is added to sqrt(v) and not to the bias-corrected
+    sqrt(v / (1 - b2^t)): with b2 = 0.98 it weighs 7 times more in the first update than theirs.
 
     Example: in the first update a gradient g gives ``m / (sqrt(v) + eps)`` scaled to
     ``g / (|g| + eps / sqrt(1 - b2))``, about sign(g).
@@ -58,9 +59,11 @@ def adam(
     ) -> tuple[optax.Updates, AdamState]:
         if params is None:
             if weight_decay:
-                raise ValueError("adam with weight decay needs params: update(grads, state, params)")
+                raise ValueError(
+                    "adam with weight decay needs params: update(grads, state, params)"
+                )
             params = updates
-        count = state.count + 1
+        step = state.step + 1
 
         def new_mean(m: Array, g: Array) -> Array:
             return b1 * m + (1 - b1) * g.astype(m.dtype)
@@ -72,11 +75,11 @@ def adam(
         square = jax.tree.map(new_square, state.square, updates)
 
         def direction(p: Array, m: Array, v: Array) -> Array:
-            correction = jnp.sqrt(_one_minus_power(b2, count, m)) / _one_minus_power(b1, count, m)
+            correction = jnp.sqrt(_one_minus_power(b2, step, m)) / _one_minus_power(b1, step, m)
             d = correction * m / (jnp.sqrt(v) + eps)
             return d + weight_decay * p if weight_decay else d
 
-        return jax.tree.map(direction, params, mean, square), AdamState(count, mean, square)
+        return jax.tree.map(direction, params, mean, square), AdamState(step, mean, square)
 
     return optax.GradientTransformation(init, update)
 
@@ -100,8 +103,8 @@ def polynomial_decay(
 
     fairseq's ``polynomial_decay`` as its trainer steps it: the very first update has rate 0.
 
-    Example: with the defaults, 10,000 gives 5e-4, 67,500 gives 2.5e-4. The paper's 27,200 updates end
-    at 4.25e-4, 85 % of the peak.
+    Example: with the defaults, 10,000 gives 5e-4, 67,500 gives 2.5e-4. The paper's 27,200 updates
+    end at 4.25e-4, 85 % of the peak.
 
     Raises:
       ValueError: a negative warm-up, or a horizon that is not after it.
@@ -119,5 +122,5 @@ def _one_minus_power(base: float, exponent: Array, like: Array) -> Array:
     """1 - base^exponent in the dtype of `like`; expm1 keeps the digits that 1 - 0.98 loses."""
     if base == 0.0:
         return jnp.ones((), like.dtype)
-    log = jnp.log(jnp.asarray(base, like.dtype))
+    log = jnp.asarray(math.log(base), like.dtype)
     return -jnp.expm1(exponent.astype(like.dtype) * log)
