@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from lawa_jax.checkpoints import Checkpoint, StreamingWriter, open_checkpoint, v
 from lawa_jax.errors import CheckpointNotFoundError, CorruptCheckpointError
 from lawa_jax.interop.bits import same_bits
 from lawa_jax.interop.names import Entry, Names
-from lawa_jax.interop.rules import laid_out_as_ours, laid_out_as_theirs
+from lawa_jax.interop.rules import copied_as_ours, laid_out_as_theirs
 from lawa_jax.interop.state import State
 
 _BLOCK_BYTES = 4 << 20
@@ -33,6 +34,7 @@ def write_epoch(
     epoch: int,
     *,
     progress: Callable[[int], None],
+    threads: int = 1,
     overwrite: bool = False,
 ) -> None:
     """Write one step, tensor by tensor; it appears whole or not at all.
@@ -43,6 +45,7 @@ def write_epoch(
       names: its plan.
       epoch: saved among the metrics.
       progress: called with the bytes of each block written; may raise to stop.
+      threads: tensors in work at once; each may hold one copy of its tensor.
       overwrite: replace what is there.
 
     Raises:
@@ -64,12 +67,21 @@ def write_epoch(
         json_items={SOURCE: about},
         overwrite=overwrite,
     ) as writer:
-        for entry in names.entries:
-            array = laid_out_as_ours(state.read(entry.name), entry.layout)
+
+        def write(entry: Entry) -> None:
+            array = copied_as_ours(state.read(entry.name), entry.layout)
             for index in _blocks(array):
-                block = array[index]
-                writer.write(entry.leaf, index, np.ascontiguousarray(block).reshape(block.shape))
-                progress(block.nbytes)
+                writer.write(entry.leaf, index, array[index])
+                progress(array[index].nbytes)
+
+        with ThreadPoolExecutor(max(1, threads)) as pool:
+            futures = [pool.submit(write, entry) for entry in names.entries]
+            try:
+                for future in futures:
+                    future.result()
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
         writer.finish(verify=False)
 
 

@@ -1,5 +1,6 @@
 """Converting a whole trajectory: many files, one run; parallel, resumable, atomic per epoch."""
 
+import os
 import sys
 import threading
 from collections.abc import Iterable, Iterator
@@ -222,6 +223,7 @@ class _Job:
             self._names,
             found.epoch,
             progress=progress,
+            threads=max(1, (os.cpu_count() or 1) // max(1, self._options.workers)),
             overwrite=found.epoch in replaced,
         )
         if self._options.verify:
