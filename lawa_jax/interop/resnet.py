@@ -187,9 +187,7 @@ def names_for(specs: Mapping[str, LeafSpec]) -> Names:
     for leaf, spec in specs.items():
         match = to_theirs(RULES, leaf)
         if match is None:
-            raise TreeMismatchError(
-                f"leaf {leaf!r} is none of a ResNet; use convert/state_dicts.py"
-            )
+            raise TreeMismatchError(f"leaf {leaf!r} is no ResNet's; use convert/state_dicts.py")
         shape = _shape_as_theirs(spec.shape, match.layout)
         entries.append(
             Entry(match.name, tuple(leaf.split("/")), match.layout, shape, spec.dtype.name)
