@@ -132,7 +132,11 @@ def main() -> None:
     if not files:
         raise CheckpointNotFoundError(f"{arguments.source}: no .pt files in it")
     torch_files.import_torch()
-    whole, alone, theirs, peaks, size = [], [], [], [], 0
+    whole: list[float] = []
+    alone: list[float] = []
+    theirs: list[float] = []
+    peaks: list[int] = []
+    size = 0
     with tempfile.TemporaryDirectory(dir=arguments.scratch) as folder:
         work = Path(folder)
         for number in range(arguments.repeats):
