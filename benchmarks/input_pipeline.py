@@ -8,7 +8,8 @@ the same number of workers: threads here (processes with --processes), processes
 side is written as torchvision writes it (PIL backend): RGB conversion, ToTensor and Normalize in
 the workers. Ours is measured as uint8, to be normalised on the device, and as float32. Rounds
 alternate in one run, so that whatever else the machine does hits all alike; the ratios are medians
-over rounds. PyTorch's workers are started before and kept, so that no start counts.
+over rounds. PyTorch's workers are started before and kept, so that no start counts. CPU time is of
+all threads and processes together: what a machine whose cores are busy has to give.
 """
 
 import dataclasses
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 import tyro
 from PIL import Image
@@ -124,12 +126,20 @@ def generate(folder: Path, count: int = 200) -> None:
         Image.fromarray(pixels.transpose(1, 2, 0)).save(target / f"{index}.jpg", quality=90)
 
 
-def rate(batches: Iterable[Any], count: int) -> float:
-    """Images a second over one pass."""
-    start = time.perf_counter()
+def rate(batches: Iterable[Any], count: int) -> tuple[float, float]:
+    """Images a second and milliseconds of CPU time an image, over one pass."""
+    start, busy = time.perf_counter(), cpu_seconds()
     for _ in batches:
         pass
-    return count / (time.perf_counter() - start)
+    elapsed = time.perf_counter() - start
+    return count / elapsed, (cpu_seconds() - busy) / count * 1e3
+
+
+def cpu_seconds() -> float:
+    """Of this process and its children by now."""
+    process = psutil.Process()
+    times = [each.cpu_times() for each in (process, *process.children(recursive=True))]
+    return sum(time.user + time.system for time in times)
 
 
 def main(arguments: Arguments) -> None:
@@ -172,18 +182,26 @@ def measure(arguments: Arguments, folder: Path) -> None:
         "lawa_jax, float32": lambda epoch: ours("float32", epoch),
         "lawa_jax, uint8": lambda epoch: ours("uint8", epoch),
     }
-    rates: dict[str, list[float]] = {name: [] for name in pipelines}
+    measured: dict[str, list[tuple[float, float]]] = {name: [] for name in pipelines}
     for turn in range(arguments.rounds + 1):
         for name, start in pipelines.items():
-            measured = rate(start(turn + 1), count)
+            result = rate(start(turn + 1), count)
             if turn:  # the first round starts workers and fills caches
-                rates[name].append(measured)
-    reference = rates["PyTorch DataLoader, float32"]
-    for name, values in rates.items():
-        ratios = [value / other for value, other in zip(values, reference, strict=True)]
+                measured[name].append(result)
+    reference = measured["PyTorch DataLoader, float32"]
+    for name, values in measured.items():
+        ratios, savings = (
+            [
+                (value[i] / other[i]) ** (1 - 2 * i)
+                for value, other in zip(values, reference, strict=True)
+            ]
+            for i in (0, 1)
+        )
         print(
-            f"{name:28} {statistics.median(values):7.0f} images/s   ratio "
-            f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+            f"{name:28} {statistics.median(v[0] for v in values):6.0f} images/s, ratio "
+            f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f}); "
+            f"{statistics.median(v[1] for v in values):.2f} ms CPU an image, ratio "
+            f"{statistics.median(savings):.2f} ({min(savings):.2f} to {max(savings):.2f})"
         )
 
 

@@ -87,10 +87,14 @@ class Journal:
         renamed = out.name in self._publishing and not self.staging(out).exists() and out.exists()
         return out.name in self._published or renamed
 
-    def close(self) -> None:
+    def complete(self) -> None:
         """The pass is complete: nothing needs to be remembered."""
-        self._file.close()
+        self.close()
         shutil.rmtree(self._directory)
+
+    def close(self) -> None:
+        """Put the book down; another `Journal` can take it up."""
+        self._file.close()
 
     def _line(self, entry: Mapping[str, Any]) -> None:
         self._file.write(json.dumps(entry) + "\n")

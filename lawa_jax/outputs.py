@@ -41,8 +41,11 @@ def write_averages(
       journal: directory of a journal for passes that can be interrupted; None for none.
       progress: called with the bytes read.
     """
-    book = Journal(journal, _identity(jobs, opened, outs, options)) if journal else None
     with ExitStack() as stack:
+        book = None
+        if journal is not None:
+            book = Journal(journal, _identity(jobs, opened, outs, options))
+            stack.callback(book.close)
         return _write(stack, jobs, outs, opened, plan, options, overwrite, book, progress)
 
 
@@ -88,7 +91,7 @@ def _write(
         if book is not None:
             book.published(out)
     if book is not None:
-        book.close()
+        book.complete()
     seconds = {
         "read and average": averaged - started,
         "publish": time.perf_counter() - averaged,

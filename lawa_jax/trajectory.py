@@ -15,7 +15,7 @@ from lawa_jax.errors import SelectionError
 from lawa_jax.jobs import DEFAULT_MEMORY, BatchNorm, Job, Options, Result, step_of, window_job
 from lawa_jax.outputs import write_averages
 from lawa_jax.streaming.plan import Plan
-from lawa_jax.streaming.sinks import DigestSink, MemorySink
+from lawa_jax.streaming.sinks import MemorySink
 from lawa_jax.tree import nested
 
 Progress = Callable[[int], None]
@@ -133,14 +133,12 @@ def run_jobs(
     return write_averages(jobs, outs, opened, plan, options, overwrite, journal, progress)
 
 
-def recompute_digests(
-    job: Job, options: Options, progress: Progress | None = None
-) -> tuple[dict[str, str], list[dict[str, str]]]:
-    """Digests of an average's leaves and of its sources', without keeping or writing anything."""
+def recompute(
+    job: Job, options: Options, sink: streaming.Sink, progress: Progress | None = None
+) -> list[dict[str, str]]:
+    """Make one average into a sink of the caller's; the digests of each source's leaves."""
     _, plan, _ = _prepare([job], options)
-    sink = DigestSink(plan.out)
-    inputs = streaming.run(plan, [sink], progress=progress)
-    return sink.digests(), inputs
+    return streaming.run(plan, [sink], progress=progress)
 
 
 def open_address(
@@ -165,7 +163,7 @@ def _prepare(jobs: Sequence[Job], options: Options) -> tuple[dict[str, Checkpoin
     }
     first = next(iter(opened.values()))
     statistics = batch_statistics(first.leaves)
-    plan = streaming.plan(
+    plan = streaming.make_plan(
         list(opened.values()),
         [
             streaming.Target(tuple(addresses.index(s) for s in job.sources), job.weights)

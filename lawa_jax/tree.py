@@ -7,7 +7,6 @@ name, never by position: stored integer keys come back as strings, and "10" sort
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-import jax
 import ml_dtypes  # noqa: F401  (registers bfloat16 and float8 with numpy)
 import numpy as np
 
@@ -55,6 +54,8 @@ def named_leaves(tree: PyTree) -> dict[str, Any]:
     Raises:
       TreeMismatchError: two leaves have the same name (``{"a/b": x, "a": {"b": y}}``).
     """
+    import jax  # half of what listing checkpoints would cost; it needs no arrays
+
     named: dict[str, Any] = {}
     for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
         name = leaf_name(path)
@@ -99,6 +100,8 @@ def is_averaged(dtype: Any) -> bool:
     Integers, booleans and PRNG keys count or identify something; their mean means nothing, so
     the newest is taken instead.
     """
+    import jax
+
     return bool(jax.dtypes.issubdtype(dtype, np.inexact))
 
 

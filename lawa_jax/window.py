@@ -157,5 +157,5 @@ def share_of_run(total: int, share: str) -> int:
         raise SelectionError(
             f"expected a share of the run in (0%, 100%] such as 1%, found {share!r}"
         )
-    # 7 % of 100 is 7.000000000000001 in floating point: nine digits are enough for any run.
+    # 8.8 % of 375 is 33.00000000000001 in floating point: nine digits are enough for any run.
     return max(2, math.ceil(round(total * percent / 100, 9)))

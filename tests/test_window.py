@@ -124,7 +124,8 @@ def test_a_range_that_ends_before_it_starts():
 @pytest.mark.parametrize(
     ("total", "share", "k"),
     [
-        (100, "7%", 7),  # 7.000000000000001 in floating point
+        (100, "7%", 7),
+        (375, "8.8%", 33),  # 33.00000000000001 in floating point
         (1000, "1%", 10),
         (1001, "1%", 11),
         (150, "1%", 2),

@@ -1,6 +1,7 @@
 """Shape, dtype and chunk grid of a stored array: ``.zarray`` (zarr 2) and ``zarr.json`` (3)."""
 
 import json
+import math
 from typing import Any, NamedTuple
 
 import ml_dtypes
@@ -23,7 +24,7 @@ class ArrayHeader(NamedTuple):
     @property
     def chunk_nbytes(self) -> int:
         """Bytes of one raw chunk; those at the edges are padded to the same size."""
-        return int(np.prod(self.chunks, dtype=np.int64)) * self.dtype.itemsize
+        return math.prod(self.chunks) * self.dtype.itemsize
 
     @property
     def grid(self) -> tuple[int, ...]:

@@ -149,6 +149,16 @@ def _shorten(steps: list[int]) -> str:
     return text if len(steps) <= 6 else f"{text}, ..., {steps[-1]} ({len(steps)} in all)"
 
 
+def _msgpack_hint(path: epath.Path) -> str:
+    names = [p.name for p in path.iterdir()]
+    if not any(name.endswith(".msgpack") or name.startswith("checkpoint") for name in names):
+        return ""
+    return (
+        "; if it holds Flax msgpack files, restore them with flax.training.checkpoints and save "
+        "them with Orbax"
+    )
+
+
 def locate(path: epath.PathLike, step: int | None = None, item: str | None = None) -> Located:
     """Find one item of one step from a root, step or item directory.
 
@@ -180,7 +190,9 @@ def locate(path: epath.PathLike, step: int | None = None, item: str | None = Non
     steps = step_directories(path)
     if not steps:
         empty = " (or its commit marker is missing)" if is_object_store(path) else ""
-        raise CheckpointNotFoundError(f"{path} holds no committed checkpoint{empty}")
+        raise CheckpointNotFoundError(
+            f"{path} holds no committed checkpoint{empty}{_msgpack_hint(path)}"
+        )
     if step is None:
         step = max(steps)
     if step not in steps:

@@ -34,6 +34,12 @@ class StoredLeaf(NamedTuple):
         """Where Orbax stores it, relative to the item."""
         return ".".join(self.keys)
 
+    @property
+    def has_safe_folder(self) -> bool:
+        """Whether the folder stays below the item; a key that holds ``/`` makes subfolders."""
+        parts = self.folder.split("/")
+        return "\0" not in self.folder and not {"", ".", ".."} & set(parts)
+
 
 class TreeMetadata(NamedTuple):
     """The tree of an item."""

@@ -110,12 +110,14 @@ def read_block(
       CorruptCheckpointError: a chunk file is missing or has another size than its header says.
     """
     for position, inside, target in overlaps(header, bounds):
-        path = os.path.join(folder, chunk_file(header, position))
+        path = f"{folder}/{chunk_file(header, position)}"
         where = f"{leaf}: chunk file {path}"
         try:
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError as error:
             raise CorruptCheckpointError(f"{where} is missing; restore it from a copy") from error
+        except OSError as error:
+            raise CorruptCheckpointError(f"{where} cannot be read: {error}") from error
         try:
             size = os.fstat(fd).st_size
             if size != header.chunk_nbytes:

@@ -10,7 +10,15 @@ from lawa_jax.errors import SelectionError
 OPTIMIZER_KEYS = frozenset(
     {"opt_state", "opt_states", "optimizer", "optimizer_state", "optim", "opt", "tx", "tx_state"}
 )
-PARAMETER_KEYS = ("params", "model", "parameters", "variables", "weights")
+# Below "params" are the parameters, wherever it stands. The other names may as well be those of a
+# layer, so they count only at the top, beside nothing but what a trainer keeps.
+PARAMETERS = "params"
+MODEL_KEYS = ("model", "parameters", "variables", "weights", "module", "net", "state_dict")
+TRAINER_KEYS = frozenset(
+    {"step", "steps", "global_step", "iteration", "epoch", "rng", "rngs", "key", "seed", "lr"}
+    | {"learning_rate", "schedule", "scheduler", "loss_scale", "dynamic_scale", "metrics", "config"}
+    | {"ema", "ema_params", "ema_state", "ema_model", "best", "dataset", "data_iter", "meta"}
+)
 STATISTICS_KEYS = frozenset({"batch_stats", "model_state", "extra_vars", "mutable", "buffers"})
 
 Keys = tuple[str, ...]
@@ -24,38 +32,57 @@ class Selection(NamedTuple):
     reason: str
 
 
-def _under_optimizer(keys: Keys) -> bool:
+def _is_optimizer(keys: Keys) -> bool:
     return any(key.lower() in OPTIMIZER_KEYS for key in keys)
+
+
+def _is_statistics(keys: Keys) -> bool:
+    return any(key in STATISTICS_KEYS for key in keys)
+
+
+def _parameter_branch(leaves: Mapping[str, Keys]) -> tuple[str, int] | None:
+    """Name and depth of the branch that holds the parameters, if names tell."""
+    depths = [keys.index(PARAMETERS) for keys in leaves.values() if PARAMETERS in keys[:-1]]
+    if depths:
+        return PARAMETERS, min(depths)
+    top = {keys[0] for keys in leaves.values() if keys}
+    branches = {keys[0] for keys in leaves.values() if len(keys) > 1}
+    for name in MODEL_KEYS:
+        rest = {key.lower() for key in top - {name}}
+        if name in branches and rest <= TRAINER_KEYS | STATISTICS_KEYS and rest:
+            return name, 0
+    return None
 
 
 def default_selection(leaves: Mapping[str, Keys]) -> Selection:
     """The parameters and batch statistics of a stored tree, by the names in it.
 
-    Optimizer state is never chosen. Of the rest, if some branch is called ``params`` (or
-    ``model``, ...), the shallowest such branch and the batch statistics; else everything.
+    Optimizer state is never chosen. Of the rest, the shallowest branch called ``params`` and the
+    batch statistics; or a branch ``model`` (``variables``, ...) at the top, if all beside it is a
+    trainer's (``step``, ``rng``, ...); or else everything.
 
     Args:
       leaves: keys of each leaf by its name.
+
+    Example:
+      >>> tree = {"params/w": ("params", "w"), "opt_state/0/mu/w": ("opt_state", "0", "mu", "w")}
+      >>> default_selection(tree).names
+      ('params/w',)
     """
-    rest = {name: keys for name, keys in leaves.items() if not _under_optimizer(keys)}
-    dropped = len(leaves) - len(rest)
+    chosen = {name: keys for name, keys in leaves.items() if not _is_optimizer(keys)}
+    dropped = len(leaves) - len(chosen)
     why = f"all but {dropped} leaves of optimizer state" if dropped else "all leaves"
-    chosen = rest
-    for wanted in PARAMETER_KEYS:
-        depths = [keys.index(wanted) for keys in rest.values() if wanted in keys[:-1]]
-        if depths:
-            depth = min(depths)
-            chosen = {
-                name: keys
-                for name, keys in rest.items()
-                if (len(keys) > depth + 1 and keys[depth] == wanted)
-                or any(key in STATISTICS_KEYS for key in keys)
-            }
-            kept = sorted({"/".join(keys[: depth + 1]) for keys in chosen.values()})
-            why = "parameters and statistics by name: " + ", ".join(kept)
-            break
-    names = tuple(chosen)
-    return Selection(names, tuple(n for n in leaves if n not in chosen), why)
+    branch = _parameter_branch(chosen)
+    if branch is not None:
+        wanted, depth = branch
+        chosen = {
+            name: keys
+            for name, keys in chosen.items()
+            if (len(keys) > depth + 1 and keys[depth] == wanted) or _is_statistics(keys)
+        }
+        kept = sorted({"/".join(keys[: depth + 1]) for keys in chosen.values()})
+        why = "parameters and statistics by name: " + ", ".join(kept)
+    return Selection(tuple(chosen), tuple(n for n in leaves if n not in chosen), why)
 
 
 def matches(name: str, pattern: str) -> bool:

@@ -17,7 +17,8 @@ from etils import epath
 
 from lawa_jax.checkpoints import orbax_layout
 from lawa_jax.checkpoints.array_header import ArrayHeader
-from lawa_jax.checkpoints.checkpoint import Checkpoint, Index, bounds_of, open_checkpoint
+from lawa_jax.checkpoints.blocks import Index
+from lawa_jax.checkpoints.checkpoint import Checkpoint, bounds_of, open_checkpoint
 from lawa_jax.checkpoints.destination import BlockSink, open_destination
 from lawa_jax.checkpoints.discovery import COMMIT_MARKER, STEP_METADATA
 from lawa_jax.checkpoints.metadata import DICT, STRINGS_FILE, StoredLeaf
@@ -280,13 +281,18 @@ def _entries(
     entries += [StoredLeaf(path, (DICT,) * len(path), kind, True) for path, kind in empty.items()]
     folders: dict[str, str] = {}
     for entry in entries:
-        if not entry.folder or entry.folder in (".", "..") or "\0" in entry.folder:
+        if not entry.has_safe_folder:
             raise ValueError(f"leaf {entry.name!r} cannot be stored: its keys make no folder name")
-        if "/" in entry.folder:
-            raise ValueError(f"leaf {entry.name!r}: a key holds '/', which Orbax cannot store")
         if folders.setdefault(entry.folder, entry.name) != entry.name:
             raise ValueError(
                 f"leaves {folders[entry.folder]!r} and {entry.name!r} would be stored in one "
                 f"folder {entry.folder!r}, since Orbax joins keys by dots; rename one"
             )
+    for folder, name in folders.items():
+        for end in (i for i, letter in enumerate(folder) if letter == "/"):
+            if folder[:end] in folders:
+                raise ValueError(
+                    f"leaf {name!r} would be stored inside leaf {folders[folder[:end]]!r}; "
+                    "rename one"
+                )
     return entries

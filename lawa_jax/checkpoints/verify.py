@@ -3,16 +3,16 @@
 Orbax loads a flipped bit as a number; these helpers turn it into an error.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from lawa_jax.checkpoints.checkpoint import Checkpoint, Index
+from lawa_jax.checkpoints.checkpoint import Checkpoint
 from lawa_jax.digest import combine, leaf_digest, leaf_digest_block, to_hex
 from lawa_jax.errors import CorruptCheckpointError
-from lawa_jax.tree import LeafSpec
 
-_BLOCK_BYTES = 8 << 20
+_BLOCK_BYTES = 2 << 20
 
 
 def check_digest(label: str, name: str, digest: int | str, expected: str) -> None:
@@ -40,41 +40,12 @@ def verify_leaf(checkpoint: Checkpoint, name: str, array: np.ndarray) -> None:
         check_digest(checkpoint.label, name, leaf_digest(array), expected)
 
 
-def blocks(spec: LeafSpec, chunk: tuple[int, ...], limit: int = _BLOCK_BYTES) -> Iterator[Index]:
-    """Blocks that cover a leaf in C order, of at most `limit` bytes or one row of chunks.
-
-    Leading dimensions are cut one by one until a block fits; the last cut is a multiple of the
-    chunk there, where that fits.
-    """
-    if spec.size == 0:
-        return
-    row, axis = spec.nbytes, 0
-    while axis < len(spec.shape) and row > limit and row // spec.shape[axis] >= limit:
-        row //= spec.shape[axis]
-        axis += 1
-    outer = spec.shape[:axis]
-    if axis == len(spec.shape):
-        for position in np.ndindex(*outer):
-            yield tuple(slice(i, i + 1) for i in position)
-        return
-    step = max(1, limit // max(1, row // spec.shape[axis]))
-    if step > chunk[axis]:
-        step -= step % chunk[axis]
-    for position in np.ndindex(*outer):
-        for start in range(0, spec.shape[axis], step):
-            yield (
-                *(slice(i, i + 1) for i in position),
-                slice(start, min(start + step, spec.shape[axis])),
-                *(slice(0, n) for n in spec.shape[axis + 1 :]),
-            )
-
-
 def stored_digest(checkpoint: Checkpoint, name: str) -> int:
     """The digest of a leaf's stored bytes, read block by block."""
     spec = checkpoint.leaves[name]
     buffer = np.empty(0, spec.dtype)
     total = 0
-    for index in blocks(spec, checkpoint.chunk_shape(name)):
+    for index in checkpoint.blocks(name, _BLOCK_BYTES):
         shape = tuple(s.stop - s.start for s in index)
         size = int(np.prod(shape, dtype=np.int64))
         if buffer.size < size:
@@ -85,12 +56,16 @@ def stored_digest(checkpoint: Checkpoint, name: str) -> int:
     return total
 
 
-def verify_checkpoint(checkpoint: Checkpoint, expected: Mapping[str, str] | None = None) -> int:
+def verify_checkpoint(
+    checkpoint: Checkpoint, expected: Mapping[str, str] | None = None, *, threads: int = 2
+) -> int:
     """Read every leaf and compare its digest.
 
     Args:
       checkpoint: the one to read.
       expected: digests by leaf; by default those saved beside it.
+      threads: how many leaves to read at once; each takes a buffer of 2 MiB, or of one chunk of
+        a compressed leaf.
 
     Returns:
       How many leaves were compared; 0 for foreign checkpoints, which have no digests.
@@ -99,11 +74,18 @@ def verify_checkpoint(checkpoint: Checkpoint, expected: Mapping[str, str] | None
       CorruptCheckpointError: a leaf is missing or its bytes changed since saving.
     """
     expected = checkpoint.checksums if expected is None else expected
-    for name, digest in expected.items():
-        if name in checkpoint.leaves:
-            check_digest(checkpoint.label, name, stored_digest(checkpoint, name), digest)
-        elif name not in checkpoint.selection.left_out:
+    left_out = set(checkpoint.selection.left_out)
+    for name in expected:
+        if name not in checkpoint.leaves and name not in left_out:
             raise CorruptCheckpointError(
                 f"{checkpoint.label}: leaf {name!r} has a checksum but is not stored"
             )
-    return len(expected)
+
+    def check(name: str) -> None:
+        check_digest(checkpoint.label, name, stored_digest(checkpoint, name), expected[name])
+
+    names = [name for name in checkpoint.leaves if name in expected]
+    with ThreadPoolExecutor(threads) as pool:
+        for _ in pool.map(check, names):
+            pass
+    return len(names)

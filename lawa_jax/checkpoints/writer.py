@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import numpy as np
 from etils import epath
 
@@ -13,6 +12,8 @@ from lawa_jax.tree import LeafSpec, PyTree, key_name, leaf_name
 
 
 def _host(leaf: Any) -> np.ndarray:
+    import jax
+
     if isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         leaf = jax.random.key_data(leaf)
     return np.asarray(leaf)
@@ -45,6 +46,8 @@ def write_checkpoint(
       CheckpointWriteError: it cannot be written; nothing is left that looks finished.
       CorruptCheckpointError: what was read back is not what was written.
     """
+    import jax  # not needed for reading, and half a second
+
     arrays: dict[str, np.ndarray] = {}
     keys, key_types, kinds = {}, {}, {}
     for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:

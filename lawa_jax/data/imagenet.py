@@ -21,7 +21,8 @@ ImageNet was not found in {data_dir} ({state}). Looked for
   a TFDS directory:  {data_dir}/{dataset}/<version>/dataset_info.json
   an image folder:   {data_dir}/train/<class>/*.jpg and {data_dir}/val/<class>/*.jpg
 To prepare ImageNet: register at https://image-net.org and download ILSVRC2012_img_train.tar and
-ILSVRC2012_img_val.tar. Then either unpack them as an image folder, or, with TensorFlow,
+ILSVRC2012_img_val.tar. Then either unpack them, one folder a class (the validation tar is flat: its
+images must be sorted into the same class folders), or, with TensorFlow installed once,
   pip install 'lawa-jax[tfds-prepare]'
   tfds build {dataset} --file_format=array_record --manual_dir=<folder of the two tar files> \\
     --data_dir={data_dir}

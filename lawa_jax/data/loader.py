@@ -4,8 +4,9 @@ A training position is therefore one number, the samples seen in this epoch: a r
 with any number of threads, workers or processes and sees the same batches, augmentation included.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Protocol, TypeVar
 
 import grain
 import numpy as np
@@ -14,6 +15,7 @@ from absl import flags
 from lawa_jax.errors import ConfigError
 
 Batch = dict[str, np.ndarray]
+Placed = TypeVar("Placed")
 # Augmentation: (example, generator) -> example.
 Transform = Callable[[Any, np.random.Generator], Any]
 
@@ -147,6 +149,21 @@ def _consume(batches: Any, inspect: Callable[[Batch], Batch] | None) -> Iterator
             yield batch if inspect is None else inspect(batch)
     finally:
         batches.close()
+
+
+def placed_ahead(
+    batches: Iterable[Batch], place: Callable[[Batch], Placed], *, depth: int = 2
+) -> Iterator[Placed]:
+    """``place(batch)`` for every batch, begun while the `depth` batches before it are in use.
+
+    With ``place=jax.device_put`` copies to an accelerator overlap with computation.
+    """
+    waiting: deque[Placed] = deque()
+    for batch in batches:
+        waiting.append(place(batch))
+        if len(waiting) > depth:
+            yield waiting.popleft()
+    yield from waiting
 
 
 class ArraySource:

@@ -236,12 +236,13 @@ class SelfAttention(nnx.Module):
         batch, length, width = x.shape
         per_head = (batch, length, self.heads, width // self.heads)
         q, k, v = (proj(x).reshape(per_head) for proj in (self.q_proj, self.k_proj, self.v_proj))
-        if key is None or not self.dropout:
-            # Its softmax promotes bfloat16 to float32 implicitly.
+        rate = 0.0 if key is None else self.dropout
+        if rate or x.dtype == jnp.float64:
+            mixed = _attention(q, k, v, mask, rate, key)
+        else:
+            # Its softmax promotes bfloat16 to float32 implicitly (and float64 down to it).
             with jax.numpy_dtype_promotion("standard"):
                 mixed = jax.nn.dot_product_attention(q, k, v, mask=mask)
-        else:
-            mixed = _attention_with_dropout(q, k, v, mask, self.dropout, key)
         return self.out_proj(mixed.reshape(batch, length, width))
 
 
@@ -289,10 +290,10 @@ class LMHead(nnx.Module):
         return logits + self.bias[...].astype(wide)[None, None, :]
 
 
-def _attention_with_dropout(
-    q: Array, k: Array, v: Array, mask: Array, rate: float, key: PRNGKeyArray
+def _attention(
+    q: Array, k: Array, v: Array, mask: Array, rate: float, key: PRNGKeyArray | None
 ) -> Array:
-    """`jax.nn.dot_product_attention`, which knows no dropout, with dropout on the probabilities."""
+    """`jax.nn.dot_product_attention` with what it lacks: dropout on the probabilities, float64."""
     wide = _at_least_float32(q.dtype)
     scores = jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=wide)
     scores = scores * jnp.asarray(q.shape[-1] ** -0.5, wide)

@@ -58,7 +58,7 @@ def run(
     """Make all averages of a plan; every byte of every checkpoint is read once.
 
     Args:
-      plan: see `plan`.
+      plan: see `make_plan`.
       sinks: one a target.
       finished: blocks that an interrupted pass has done.
       on_block: called when a block is in all its sinks.

@@ -7,12 +7,10 @@ import numpy as np
 
 from lawa_jax.averaging import check_weights
 from lawa_jax.checkpoints import Checkpoint
-from lawa_jax.checkpoints.verify import blocks
+from lawa_jax.checkpoints.blocks import Index, blocks
 from lawa_jax.errors import SelectionError
 from lawa_jax.host_averaging import BlockAverage
 from lawa_jax.tree import LeafSpec, check_compatible, is_averaged
-
-Index = tuple[slice, ...]
 
 # Small enough for a core's cache, large enough that a read's fixed cost does not matter.
 BLOCK_BYTES = 2 << 20
@@ -59,7 +57,9 @@ class Plan(NamedTuple):
 
     def blocks(self, name: str) -> Iterator[Index]:
         """The blocks of a leaf, in order."""
-        return blocks(self.specs[name], self.checkpoints[0].chunk_shape(name), self.limits[name])
+        # Blocks stay inside chunks of the checkpoint for which crossing them costs most.
+        source = next((c for c in self.checkpoints if not c.is_raw(name)), self.checkpoints[0])
+        return blocks(self.specs[name], source.chunk_shape(name), self.limits[name])
 
     @property
     def bytes_to_read(self) -> int:
@@ -72,7 +72,7 @@ class Plan(NamedTuple):
         return len(self.targets) * sum(spec.nbytes for spec in self.out.values())
 
 
-def plan(
+def make_plan(
     checkpoints: Sequence[Checkpoint],
     targets: Sequence[Target],
     *,
@@ -120,11 +120,10 @@ def plan(
         per_element = spec.dtype.itemsize + _SCRATCH_PER_ELEMENT
         if name not in kept:
             per_element += active * BlockAverage.bytes_per_element(spec.dtype)
-        # A compressed chunk is decoded whole whatever part of it is wanted.
+        # A compressed chunk is decoded whole whatever part of it is wanted: once where it fits.
         chunk = max(_decoded(c, name) for c in checkpoints)
-        row = max(_chunk_row(c, name, spec) for c in checkpoints) if chunk else 0
         room = max(share - 2 * chunk, 1 << 16) // per_element * spec.dtype.itemsize
-        limits[name] = max(spec.dtype.itemsize, min(max(BLOCK_BYTES, row), room))
+        limits[name] = max(spec.dtype.itemsize, min(max(BLOCK_BYTES, chunk), room))
         elements = min(-(-limits[name] // spec.dtype.itemsize), max(spec.size, 1))
         needs.append(elements * per_element + 2 * chunk)
     kinds = len({s.dtype for n, s in specs.items() if n not in kept}) or 1
@@ -160,12 +159,3 @@ def _decoded(checkpoint: Checkpoint, name: str) -> int:
         return 0
     itemsize = checkpoint.leaves[name].dtype.itemsize
     return int(np.prod(checkpoint.chunk_shape(name), dtype=np.int64)) * itemsize
-
-
-def _chunk_row(checkpoint: Checkpoint, name: str, spec: LeafSpec) -> int:
-    """Bytes of a row of chunks along the first axis: blocks of it read every chunk once."""
-    if not spec.shape:
-        return spec.nbytes
-    return (
-        spec.nbytes // max(1, spec.shape[0]) * min(checkpoint.chunk_shape(name)[0], spec.shape[0])
-    )

@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 
 from lawa_jax.batch_norm import recalibrate
@@ -13,7 +12,7 @@ from lawa_jax.data.loader import eval_batches, train_batches
 from lawa_jax.errors import ConfigError
 from lawa_jax.models.functional import Functional, functional
 from lawa_jax.models.resnet import ResNet, resnet
-from lawa_jax.training.classification import classification_loss
+from lawa_jax.training.classification import classification_loss, moments_fn
 from lawa_jax.training.mesh import Placement
 from lawa_jax.training.optim import sgd, warmup_cosine
 from lawa_jax.training.steps import init_state, make_eval_step, make_train_step
@@ -129,16 +128,13 @@ def image_task(
     def validation() -> Iterator[Batch]:
         return eval_batches(data.validation, batch_size=batch_size, threads=threads)
 
-    @jax.jit
-    def moments(model: Model, images: jax.Array) -> Any:
-        return network.apply(model, images, train=True, moments=True)[1]
+    moments = moments_fn(network)
 
     def recalibrated(model: Model, end: int) -> Model:
         # The batches of epoch `end`: a pure function of the seed and `end`, so that an average
         # evaluated afterwards has the statistics it had during training.
         chosen = islice(batches(end, 0), bn_batches or None)
-        images = (place.batch(batch)["image"] for batch in chosen)
-        return recalibrate(moments, model, images)
+        return recalibrate(moments, model, (place.batch(batch) for batch in chosen))
 
     return Task(
         unit="images",

@@ -32,6 +32,14 @@ def test_a_missing_chunk_is_named(ours):
         open_checkpoint(ours).read_leaf("params/w")
 
 
+def test_a_chunk_that_cannot_be_opened_is_named(ours):
+    path = ours / "epochs/90/model/params.w/0.0"
+    path.unlink()
+    path.symlink_to(path.name)  # a loop: cannot be opened
+    with pytest.raises(CorruptCheckpointError, match=r"leaf 'params/w': .*/0\.0 cannot be read"):
+        open_checkpoint(ours).read_leaf("params/w")
+
+
 @pytest.mark.parametrize("size", [0, 95, 97])
 def test_a_chunk_of_another_size_is_named(ours, size):
     path = ours / "epochs/90/model/params.w/0.0"
@@ -153,3 +161,11 @@ def test_unfinished_and_empty_directories_are_no_steps(foreign, tmp_path):
         open_checkpoint(root / "13.orbax-checkpoint-tmp-123")
     with pytest.raises(CheckpointNotFoundError, match="is not a directory"):
         list_steps(root / "nowhere")
+
+
+def test_metadata_cannot_point_outside(ours, tmp_path):
+    write_checkpoint(tmp_path / "secret", {"w": np.zeros(2)})
+    path = ours / "epochs/90/model/_METADATA"
+    path.write_text(path.read_text().replace('"b"', '"b/../../../../../../secret/model/w"'))
+    with pytest.raises(CorruptCheckpointError, match="points outside of the checkpoint"):
+        open_checkpoint(ours)

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
@@ -21,7 +22,7 @@ from lawa_jax.checkpoints import (
     verify_checkpoint,
     write_checkpoint,
 )
-from lawa_jax.digest import leaf_digest, leaf_digest_block, to_hex
+from lawa_jax.digest import combine, leaf_digest, leaf_digest_block, to_hex
 from lawa_jax.errors import CheckpointWriteError, CorruptCheckpointError, OutputExistsError
 from lawa_jax.tree import LeafSpec, named_leaves
 
@@ -37,6 +38,7 @@ def tree():
             "10": {"k": np.float64(2.5)},
             "f8": jnp.ones(4, jnp.float8_e4m3fn),
             "c": np.array([1 + 2j], np.complex64),
+            "linear/~/w": np.ones((2, 2), np.float32),  # as Haiku names them
         },
         "batch_stats": {"count": np.int64(7)},
         "lr": 0.5,
@@ -286,7 +288,9 @@ def test_killed_at_any_moment(tmp_path):
     ("bad", "message"),
     [
         ({"a": {"b": np.ones(1)}, "a.b": np.ones(1)}, "stored in one folder 'a.b'"),
-        ({"a/b": np.ones(1)}, "a key holds '/'"),
+        ({"a": np.ones(1), "a/b": np.ones(1)}, "'a/b' would be stored inside leaf 'a'"),
+        ({"a/../b": np.ones(1)}, "make no folder name"),
+        ({"/a": np.ones(1)}, "make no folder name"),
         ({"..": np.ones(1)}, "make no folder name"),
         (np.ones(1), "make no folder name"),
     ],
@@ -304,3 +308,17 @@ def test_blocks_must_fit(tmp_path):
             writer.write("x", (slice(0, 2),), np.ones(2))
         writer.abort()
     assert list_steps(tmp_path) == []
+
+
+def test_threads_may_write_at_once(tmp_path):
+    array = np.random.default_rng(0).standard_normal((64, 33)).astype(np.float32)
+    spec = LeafSpec(array.shape, array.dtype)
+    cuts = [(slice(i, i + 2), slice(a, b)) for i in range(0, 64, 2) for a, b in ((0, 10), (10, 33))]
+    chunks = {"w": (16, 8)}
+    with StreamingWriter(tmp_path / "1", {"w": spec}, {"w": ("w",)}, chunks=chunks) as writer:
+        with ThreadPoolExecutor(8) as pool:
+            digests = list(pool.map(lambda cut: writer.write("w", cut, array[cut]), cuts))
+        assert combine(*digests) == leaf_digest(array)
+        assert writer.digests() == {"w": to_hex(leaf_digest(array))}
+        writer.finish()
+    np.testing.assert_array_equal(everything(tmp_path / "1").read_leaf("w"), array)

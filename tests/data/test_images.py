@@ -121,8 +121,12 @@ def test_any_damage_is_one_kind_of_error(encoded):
             data = whole.copy()
             places = rng.integers(0, min(len(data), 200), 6)
             data[places] = rng.integers(0, 256, 6)
-            with contextlib.suppress(CorruptDataError):
-                assert images.evaluation_pixels(data.tobytes(), size=8, resize=8).shape == (8, 8, 3)
+            for pixels in (
+                lambda data: images.evaluation_pixels(data, size=8, resize=8),
+                lambda data: images.training_pixels(data, np.random.default_rng(0), size=8),
+            ):
+                with contextlib.suppress(CorruptDataError):
+                    assert pixels(data.tobytes()).shape == (8, 8, 3)
 
 
 def test_a_hair_is_refused_before_it_takes_gigabytes(encoded):
@@ -209,6 +213,21 @@ def test_training_pixels_are_the_box_resized(encoded):
             mirrored += 1
             np.testing.assert_array_equal(pixels, np.asarray(cut)[:, ::-1])
     assert 4 <= mirrored <= 16
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0}])
+def test_rows_below_the_box_make_no_difference(encoded, monkeypatch, options):
+    data = encoded(130, 400, **options)
+    whole = Image.open(io.BytesIO(data)).convert("RGB")
+    for top, height in ((0, 33), (5, 100), (77, 170), (300, 100)):
+        monkeypatch.setattr(
+            images, "random_crop_box", lambda *a, y=top, h=height, **k: (9, y, 99, h)
+        )
+        pixels = images.training_pixels(data, np.random.default_rng(0), size=48, shrink=False)
+        cut = whole.crop((9, top, 108, top + height)).resize((48, 48), Image.BILINEAR)
+        if np.random.default_rng(0).random() < 0.5:
+            cut = cut.transpose(Image.FLIP_LEFT_RIGHT)
+        np.testing.assert_array_equal(pixels, np.asarray(cut))
 
 
 def test_shrinking_on_load(encoded, monkeypatch):

@@ -9,7 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lawa_jax.data import imagenet
-from lawa_jax.data.loader import ArraySource, epoch_seed, eval_batches, train_batches
+from lawa_jax.data.loader import (
+    ArraySource,
+    epoch_seed,
+    eval_batches,
+    placed_ahead,
+    train_batches,
+)
 from lawa_jax.errors import ConfigError, CorruptDataError
 
 
@@ -142,6 +148,20 @@ def test_errors():
         load(start=12)
     with pytest.raises(ConfigError, match=r"equal lengths, found \{'a': 2, 'b': 3\}"):
         ArraySource(a=np.zeros(2), b=np.zeros(3))
+
+
+@pytest.mark.parametrize("depth", [0, 1, 2, 9])
+def test_placing_ahead(depth):
+    placed = []
+
+    def place(number):
+        placed.append(number)
+        return number * 10
+
+    taken = placed_ahead(iter(range(5)), place, depth=depth)
+    assert next(taken) == 0
+    assert placed == list(range(min(5, depth + 1)))
+    assert list(taken) == [10, 20, 30, 40]
 
 
 def test_array_source():

@@ -5,7 +5,7 @@ import pytest
 from flax import nnx
 
 from lawa_jax.models.functional import Functional, functional
-from lawa_jax.models.roberta import BASE, TINY, Roberta, _attention_with_dropout
+from lawa_jax.models.roberta import BASE, TINY, Roberta, _attention
 from lawa_jax.tree import named_leaves
 
 VOCAB = 50
@@ -20,10 +20,9 @@ def build(**changes) -> Functional:
 @pytest.fixture(scope="module")
 def model():
     """Parameters far from their initial values, so that every one of them matters."""
-    key = iter(jax.random.split(jax.random.key(7), 100))
-    return jax.tree.map(
-        lambda x: x + 0.3 * jax.random.normal(next(key), x.shape, x.dtype), build().init(0)
-    )
+    rng = np.random.default_rng(7)
+    shapes = jax.eval_shape(lambda: build().init(0))
+    return jax.tree.map(lambda x: jnp.asarray(0.4 * rng.normal(size=x.shape), x.dtype), shapes)
 
 
 @pytest.fixture(scope="module")
@@ -129,8 +128,10 @@ def test_padding_gets_finite_gradients_and_none_through_its_position(plain_value
 
 
 def value_and_gradient(functional_model, model, tokens):
+    key = jax.random.key(4, impl="unsafe_rbg")  # compiles faster than the default
+
     def total(model):
-        out, _ = functional_model.apply(model, tokens, train=True, key=jax.random.key(4))
+        out, _ = functional_model.apply(model, tokens, train=True, key=key)
         return jnp.sum(jnp.sin(out[:2]))
 
     return jax.jit(jax.value_and_grad(total))(model)
@@ -141,7 +142,7 @@ def plain_value_and_gradient(model, tokens):
     return value_and_gradient(build(), model, tokens)
 
 
-@pytest.mark.parametrize("change", [{"remat": True}, {"scan": True}, {"scan": True, "remat": True}])
+@pytest.mark.parametrize("change", [{"remat": True}, {"scan": True, "remat": True}])
 def test_scan_and_remat_keep_layout_values_and_gradients(
     model, tokens, plain_value_and_gradient, change
 ):
@@ -172,15 +173,13 @@ def test_attention_dropout_zeroes_at_its_rate_and_keeps_the_mean():
     mask = jnp.asarray(np.arange(16) < 11)[None, None, None, :]
     # With these values the output is the sum of the probabilities that were kept.
     v = jnp.ones(shape, jnp.float32)
-    kept = _attention_with_dropout(q, k, v, mask, 0.25, jax.random.key(0))
+    kept = _attention(q, k, v, mask, 0.25, jax.random.key(0))
     assert abs(float(kept.mean()) - 1.0) < 0.01
     assert float(kept.std()) > 0.05
     # Rate 0 is jax.nn.dot_product_attention itself, padding ignored.
     v = jnp.asarray(rng.normal(size=shape), jnp.float32)
     plain = jax.nn.dot_product_attention(q, k, v, mask=mask)
-    np.testing.assert_allclose(
-        _attention_with_dropout(q, k, v, mask, 0.0, jax.random.key(0)), plain, atol=1e-6
-    )
+    np.testing.assert_allclose(_attention(q, k, v, mask, 0.0, jax.random.key(0)), plain, atol=1e-6)
 
 
 def test_bfloat16_computes_near_float32_with_float32_parameters_and_logits(model, tokens):

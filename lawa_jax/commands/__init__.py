@@ -1,0 +1,1 @@
+"""The subcommands of `lawa`, one a file: a dataclass of arguments and what to do with them."""

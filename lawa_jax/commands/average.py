@@ -1,0 +1,163 @@
+"""`lawa average`: a window of a run, its best checkpoints, or any weighted set."""
+
+import dataclasses
+import sys
+import time
+from pathlib import Path as FilePath
+from typing import Annotated, Literal
+
+import tyro
+
+from lawa_jax.commands.common import Averaging, human, print_json, progress, rows
+from lawa_jax.errors import ConfigError
+from lawa_jax.jobs import Job, best_job, weighted_job, window_job
+from lawa_jax.trajectory import Estimate, estimate, run_jobs
+
+
+@dataclasses.dataclass(frozen=True)
+class Average(Averaging):
+    """Average checkpoints: lawa average RUN -k 5 --end 90 -o OUT; lawa average RUN --best 5
+    --metric val/top1 --mode max -o OUT; lawa average A@10:0.25 B@20:0.75 -o OUT."""
+
+    sources: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
+    """A run to choose from; or several checkpoints RUN@step[:weight]."""
+    k: Annotated[int | None, tyro.conf.arg(aliases=["-k"])] = None
+    """Number of latest checkpoints, 5 by default."""
+    end: int | None = None
+    """The newest checkpoint of the window; the run's newest by default."""
+    window: str | None = None
+    """Share of the run instead of -k: 1% (rounded up, at least 2)."""
+    steps: str | None = None
+    """Exactly these steps: 50:90:10 (both ends included) or 1,2,5."""
+    best: int | None = None
+    """The best so many checkpoints by --metric."""
+    metric: str | None = None
+    """Metric saved with the checkpoints (see lawa ls)."""
+    mode: Literal["min", "max"] = "min"
+    """Whether a low or a high metric is good."""
+    method: str = "uniform"
+    """uniform, linear, ema[:decay], power_ema[:sigma_rel], decay[:linear|cosine|1-sqrt]."""
+    out: Annotated[str | None, tyro.conf.arg(aliases=["-o"])] = None
+    """Where to write the average."""
+
+    def __call__(self) -> None:
+        """Make the average."""
+        job = self._job()
+        expected = estimate([job], self.options())
+        if self.dry_run:
+            self._say(job, expected, dry=True)
+            return
+        if self.out is None:
+            raise ConfigError("say where to write the average: -o OUT (or --dry-run)")
+        if not self.json:
+            self._say(job, expected, dry=False)
+        started = time.perf_counter()
+        with progress(expected.bytes_to_read, "reading") as advance:
+            result = run_jobs(
+                [job],
+                [FilePath(self.out)],
+                options=self.options(),
+                overwrite=self.overwrite,
+                progress=advance,
+            )[0]
+        seconds = time.perf_counter() - started
+        if self.json:
+            print_json(
+                {
+                    "out": str(result.path),
+                    "sources": dict(zip(job.sources, job.weights, strict=True)),
+                    "method": job.method,
+                    "bytes_read": result.bytes_read,
+                    "seconds": {**result.seconds, "all": seconds},
+                    "digests": result.digests,
+                }
+            )
+        else:
+            print(
+                f"wrote {result.path}: {human(expected.bytes_to_write)} from "
+                f"{human(result.bytes_read)} in {seconds:.2f} s; check it with: lawa verify "
+                f"{result.path}"
+            )
+
+    def _job(self) -> Job:
+        given = {
+            "--best": self.best is not None,
+            "--steps": self.steps is not None,
+            "--window": self.window is not None,
+            "-k": self.k is not None,
+        }
+        chosen = [name for name, is_given in given.items() if is_given]
+        if not self.sources:
+            raise ConfigError("name a run to average from, or checkpoints RUN@step[:weight]")
+        if len(chosen) > 1:
+            raise ConfigError(f"{' and '.join(chosen)} contradict each other; choose one")
+        if self.steps is not None and self.end is not None:
+            raise ConfigError("--steps names every checkpoint; leave --end out")
+        if len(self.sources) > 1 or "@" in self.sources[0]:
+            if chosen or self.end is not None or self.method != "uniform":
+                raise ConfigError(
+                    "checkpoints named one by one are the whole selection; "
+                    "-k, --end, --steps, --window, --best and --method go with one run"
+                )
+            return weighted_job(self.sources)
+        run = self.sources[0]
+        if self.best is not None:
+            if self.metric is None:
+                raise ConfigError("--best needs --metric NAME (and --mode max where high is good)")
+            return best_job(
+                run, best=self.best, metric=self.metric, mode=self.mode, method=self.method
+            )
+        return window_job(
+            run,
+            k=5 if self.k is None else self.k,
+            end=self.end,
+            method=self.method,
+            steps=self.steps,
+            share=self.window,
+        )
+
+    def _say(self, job: Job, expected: Estimate, *, dry: bool) -> None:
+        total = sum(job.weights)
+        if self.json:
+            print_json(
+                {
+                    "sources": [
+                        {"checkpoint": source, "coefficient": weight / total}
+                        for source, weight in zip(job.sources, job.weights, strict=True)
+                    ],
+                    "method": job.method,
+                    "leaves": expected.leaves,
+                    "bytes_to_read": expected.bytes_to_read,
+                    "bytes_to_write": expected.bytes_to_write,
+                    "memory_bound": expected.memory_bound,
+                    "statistics": expected.statistics,
+                    "bn": self.bn if expected.statistics else None,
+                }
+            )
+            return
+        if dry:
+            body = [
+                [source, f"{weight / total:.6f}"]
+                for source, weight in zip(job.sources, job.weights, strict=True)
+            ]
+            print(rows(["checkpoint", "coefficient"], body))
+        print(
+            f"{job.method} average of {len(job.sources)} checkpoints, {expected.leaves} leaves; "
+            f"reads {human(expected.bytes_to_read)}, writes {human(expected.bytes_to_write)}, "
+            f"memory at most {human(expected.memory_bound)}",
+            file=sys.stdout if dry else sys.stderr,
+        )
+        warn_of_statistics(expected, self.bn)
+
+
+def warn_of_statistics(expected: Estimate, policy: str) -> None:
+    """Say what happens to BatchNorm statistics, and what would be better."""
+    if not expected.statistics:
+        return
+    what = "of the newest checkpoint" if policy == "latest" else "averaged like weights"
+    print(
+        f"warning: {len(expected.statistics)} leaves look like BatchNorm statistics (by name, "
+        f"{expected.statistics[0]}): {what} (--bn). Averaged weights want statistics of their own: "
+        "recompute them on training batches with lawa_jax.recalibrate(apply_fn, tree, batches)",
+        file=sys.stderr,
+    )

@@ -1,0 +1,403 @@
+import json
+import os
+import subprocess
+import sys
+import textwrap
+from collections import Counter
+from pathlib import Path
+
+import hypothesis.strategies as st
+import jax
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import given
+
+import lawa_jax
+from lawa_jax import streaming, trajectory
+from lawa_jax.checkpoints import Checkpoint, list_steps, open_checkpoint, write_checkpoint
+from lawa_jax.errors import (
+    CorruptCheckpointError,
+    NonFiniteError,
+    OutputExistsError,
+    SelectionError,
+    TreeMismatchError,
+)
+from lawa_jax.jobs import Options, sweep_jobs, weighted_job, window_job
+from lawa_jax.trajectory import average_checkpoints, estimate, run_jobs
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def tree(seed, dtype=np.float32):
+    generator = np.random.default_rng(seed)
+
+    def normal(*shape):
+        return generator.standard_normal(shape).astype(dtype)
+
+    return {
+        "params": {
+            "a": {"kernel": normal(37, 11), "bias": normal(11)},
+            # Integer keys, of which "10" sorts before "2".
+            "layers": {str(i): normal(3) for i in range(12)},
+        },
+        "batch_stats": {"bn": {"mean": normal(5), "var": np.abs(normal(5))}},
+        "step": np.int64(seed),
+    }
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    run = tmp_path_factory.mktemp("run")
+    for step in range(1, 9):
+        write_checkpoint(run / "epochs" / str(step), tree(step))
+    return run
+
+
+def assert_same_bits(ours, theirs):
+    ours, theirs = (dict(jax.tree_util.tree_leaves_with_path(t)) for t in (ours, theirs))
+    assert ours.keys() == theirs.keys()
+    for path, leaf in ours.items():
+        assert np.asarray(leaf).dtype == np.asarray(theirs[path]).dtype
+        assert np.asarray(leaf).tobytes() == np.asarray(theirs[path]).tobytes(), path
+
+
+def test_the_average_of_a_window_by_hand(tmp_path):
+    for step, value in ((1, 1.0), (2, 2.0), (3, 6.0)):
+        write_checkpoint(tmp_path / str(step), {"w": np.float32([value, -value])})
+    assert average_checkpoints(tmp_path, k=2)["w"].tolist() == [4.0, -4.0]
+    assert average_checkpoints(tmp_path, k=2, end=2)["w"].tolist() == [1.5, -1.5]
+    assert average_checkpoints(tmp_path, k=3, method="linear")["w"].tolist() == [
+        np.float32((1 * 1 + 2 * 2 + 3 * 6) / 6), -np.float32(23 / 6)
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("method", ["uniform", "linear", "ema:0.7", "power_ema:0.1", "decay"])
+@pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16, np.float16, np.float64])
+def test_streaming_gives_the_bits_of_the_jitted_average(tmp_path, method, dtype):
+    for step in range(1, 5):
+        write_checkpoint(tmp_path / str(step), tree(step, dtype))
+    job = window_job(tmp_path, k=4, method=method)
+    streamed = average_checkpoints(tmp_path, k=4, method=method, include=["*"])
+    with jax.enable_x64(True):
+        jitted = lawa_jax.average([tree(step, dtype) for step in range(1, 5)], job.weights)
+    assert_same_bits(streamed, jitted)
+
+
+@given(
+    k=st.integers(1, 8),
+    limit=st.sampled_from([4, 60, 500, 1 << 20]),
+    threads=st.integers(1, 4),
+    method=st.sampled_from(["uniform", "linear", "ema"]),
+)
+def test_block_size_and_threads_change_no_bit(run, k, limit, threads, method):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lawa_jax.streaming.plan.BLOCK_BYTES", limit)
+        found = average_checkpoints(run, k=k, method=method, threads=threads)
+    job = window_job(run, k=k, method=method)
+    trees = [open_checkpoint(run, step=s).read_tree() for s in range(9 - k, 9)]
+    assert_same_bits(found, lawa_jax.average(trees, job.weights))
+
+
+def test_leaves_are_paired_by_name_and_integers_come_from_the_newest(run):
+    found = average_checkpoints(run, k=2, end=5, include=["*"])
+    assert found["step"] == 5
+    for i in range(12):
+        pair = [tree(s)["params"]["layers"][str(i)].astype(np.float64) for s in (4, 5)]
+        assert np.array_equal(
+            found["params"]["layers"][str(i)], np.mean(pair, axis=0).astype(np.float32)
+        )
+
+
+def test_batch_statistics_are_averaged_or_the_newest(run):
+    latest = average_checkpoints(run, k=2, end=5, bn="latest")
+    assert_same_bits(latest["batch_stats"], tree(5)["batch_stats"])
+    averaged = average_checkpoints(run, k=2, end=5)
+    assert not np.array_equal(averaged["batch_stats"]["bn"]["mean"],
+                              tree(5)["batch_stats"]["bn"]["mean"])  # fmt: skip
+
+
+def test_another_output_dtype_keeps_the_gain(tmp_path):
+    for step, value in ((1, 1.0), (2, 1.0078125)):
+        write_checkpoint(tmp_path / str(step), {"w": np.array([value], ml_dtypes.bfloat16)})
+    assert average_checkpoints(tmp_path, k=2, dtype="float32")["w"][0] == np.float32(1.00390625)
+    assert average_checkpoints(tmp_path, k=2)["w"].dtype == ml_dtypes.bfloat16
+
+
+@given(seed=st.integers(0, 99), k=st.integers(1, 5), method=st.sampled_from(["uniform", "ema"]))
+def test_the_average_of_identical_checkpoints_is_the_checkpoint(tmp_path_factory, seed, k, method):
+    folder = tmp_path_factory.mktemp("same")
+    for step in range(1, k + 1):
+        write_checkpoint(folder / str(step), tree(seed), checksums=False)
+    assert_same_bits(average_checkpoints(folder, k=k, method=method, include=["*"]), tree(seed))
+
+
+def test_a_sweep_reads_every_byte_once_and_equals_single_averages(run, tmp_path, monkeypatch):
+    jobs = sweep_jobs(run, ks=[2, 3, 5], ends=[5, 7, 8], methods=["uniform", "ema:0.8"])
+    read = Counter()
+    original = Checkpoint.read
+
+    def counting(self, name, index, out):
+        read[self.step, name] += out.nbytes
+        original(self, name, index, out)
+
+    monkeypatch.setattr(Checkpoint, "read", counting)
+    results = run_jobs(jobs)
+    steps = {int(s.rpartition("@")[2]) for job in jobs for s in job.sources}
+    expected = {
+        (step, name): spec.nbytes
+        for step in steps
+        for name, spec in open_checkpoint(run, step=step).leaves.items()
+    }
+    assert read == expected
+    assert results[0].bytes_read == sum(expected.values())
+    for job, result in zip(jobs, results, strict=True):
+        steps = [int(s.rpartition("@")[2]) for s in job.sources]
+        single = average_checkpoints(run, steps=steps, method=job.method, bn="latest")
+        assert_same_bits(result.tree, single)
+
+
+def test_written_averages_are_the_averages_in_memory_and_carry_a_record(run, tmp_path):
+    job = window_job(run, k=3, end=6)
+    result = run_jobs([job], [tmp_path / "out"])[0]
+    stored = open_checkpoint(tmp_path / "out")
+    assert_same_bits(stored.read_tree(), run_jobs([job])[0].tree)
+    assert stored.checksums == result.digests
+    record = json.loads((tmp_path / "out" / "record" / "metadata").read_text())
+    assert [s["step"] for s in record["sources"]] == [4, 5, 6]
+    assert [s["coefficient"] for s in record["sources"]] == [1 / 3] * 3
+    for source in record["sources"]:
+        saved = open_checkpoint(run, step=source["step"]).checksums
+        assert source["digests"] == {n: saved[n] for n in source["digests"]}
+
+
+def test_outputs_are_never_overwritten_unasked(run, tmp_path):
+    job = window_job(run, k=2)
+    run_jobs([job], [tmp_path / "out"])
+    before = sorted(p for p in (tmp_path / "out").rglob("*"))
+    with pytest.raises(OutputExistsError, match="out"):
+        run_jobs([window_job(run, k=3)], [tmp_path / "out"])
+    assert sorted(p for p in (tmp_path / "out").rglob("*")) == before
+    run_jobs([window_job(run, k=3)], [tmp_path / "out"], overwrite=True)
+    assert_same_bits(
+        open_checkpoint(tmp_path / "out").read_tree(),
+        average_checkpoints(run, k=3, bn="latest"),
+    )
+
+
+def test_sources_of_several_runs(run, tmp_path):
+    write_checkpoint(tmp_path / "other" / "1", tree(50))
+    job = weighted_job([f"{run}@2:0.25", f"{tmp_path / 'other'}@1:0.75"])
+    found = run_jobs([job])[0].tree["params"]["a"]["bias"]
+    one, other = (tree(s)["params"]["a"]["bias"].astype(np.float64) for s in (2, 50))
+    assert np.array_equal(found, (0.25 * one + 0.75 * other).astype(np.float32))
+
+
+def test_estimates_are_exact_about_bytes(run):
+    job = window_job(run, k=3)
+    expected = estimate([job])
+    assert expected.checkpoints == [f"{run}@{s}" for s in (6, 7, 8)]
+    assert expected.bytes_to_read == run_jobs([job])[0].bytes_read
+    assert expected.bytes_to_write == open_checkpoint(run).nbytes
+    assert expected.statistics == ["batch_stats/bn/mean", "batch_stats/bn/var"]
+
+
+def change(run, step, name, edit):
+    chunk = next((run / str(step) / "model" / name).glob("[0-9]*"))
+    data = bytearray(chunk.read_bytes())
+    edit(data)
+    chunk.write_bytes(bytes(data))
+
+
+@pytest.fixture
+def small(tmp_path):
+    for step in (1, 2, 3):
+        write_checkpoint(tmp_path / str(step), {"w": np.arange(6, dtype=np.float32) + step})
+    return tmp_path
+
+
+def test_a_flipped_bit_is_found_while_averaging(small):
+    change(small, 2, "w", lambda data: data.__setitem__(4, data[4] ^ 1))
+    with pytest.raises(CorruptCheckpointError, match=r"@2, leaf 'w': bytes changed since saving"):
+        average_checkpoints(small, k=3)
+    average_checkpoints(small, k=1)
+
+
+def test_a_truncated_file_is_named(small):
+    change(small, 2, "w", lambda data: data.__delitem__(slice(8, None)))
+    with pytest.raises(CorruptCheckpointError, match=r"@2.*w"):
+        average_checkpoints(small, k=3)
+
+
+def test_a_missing_file_is_named(small):
+    next((small / "2" / "model" / "w").glob("[0-9]*")).unlink()
+    with pytest.raises(CorruptCheckpointError, match=r"@2.*w"):
+        average_checkpoints(small, k=3)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_numbers_that_are_not_finite_name_checkpoint_leaf_and_place(small, bad):
+    write_checkpoint(small / "4", {"w": np.float32([0, 1, bad, 3, 4, 5])})
+    with pytest.raises(NonFiniteError, match=r"@4, leaf 'w': (nan|-?inf) at \[2\]"):
+        average_checkpoints(small, k=3)
+
+
+def test_other_models_are_refused(small):
+    write_checkpoint(small / "4", {"w": np.zeros(7, np.float32)})
+    with pytest.raises(TreeMismatchError, match=r"leaf 'w': expected float32\[6\].*@4"):
+        average_checkpoints(small, k=2)
+    write_checkpoint(small / "5", {"v": np.zeros(7, np.float32)})
+    with pytest.raises(TreeMismatchError, match=r"leaf '[vw]' is in"):
+        average_checkpoints(small, k=2)
+
+
+def test_nothing_is_left_where_averaging_failed(small, tmp_path):
+    change(small, 2, "w", lambda data: data.__setitem__(4, data[4] ^ 1))
+    with pytest.raises(CorruptCheckpointError):
+        run_jobs([window_job(small, k=3)], [tmp_path / "outs" / "out"])
+    assert list((tmp_path / "outs").iterdir()) == []
+
+
+def test_impossible_options_are_explained(run):
+    with pytest.raises(SelectionError, match="threads: expected >= 1"):
+        run_jobs([window_job(run, k=2)], options=Options(threads=0))
+    with pytest.raises(SelectionError, match="dtype: expected float32"):
+        run_jobs([window_job(run, k=2)], options=Options(dtype="float33"))
+
+
+def test_an_interrupted_sweep_goes_on_and_repeats_at_most_what_was_in_flight(
+    run, tmp_path, monkeypatch
+):
+    jobs = sweep_jobs(run, ks=[2, 3], ends=[6, 8])
+    outs, journal = [tmp_path / job.name for job in jobs], tmp_path / ".journal"
+    monkeypatch.setattr("lawa_jax.streaming.plan.BLOCK_BYTES", 64)
+    plan = trajectory._prepare(jobs, Options())[1]
+    total = sum(1 for name in plan.specs for _ in plan.blocks(name))
+    original, seen = streaming.execution._Pass.block, Counter()
+
+    def dying(self, lane, name, number, index):
+        if sum(seen.values()) == 10:
+            raise KeyboardInterrupt
+        seen[name, number] += 1
+        original(self, lane, name, number, index)
+
+    monkeypatch.setattr(streaming.execution._Pass, "block", dying)
+    options = Options(threads=1)
+    with pytest.raises(KeyboardInterrupt):
+        run_jobs(jobs, outs, options=options, journal=journal)
+    assert list_steps(tmp_path) == []
+    assert not any(out.exists() for out in outs)
+    monkeypatch.setattr(
+        streaming.execution._Pass, "block",
+        lambda self, lane, name, number, index: (
+            seen.update([(name, number)]), original(self, lane, name, number, index)
+        )[1],
+    )  # fmt: skip
+    run_jobs(jobs, outs, options=options, journal=journal)
+    assert len(seen) == total
+    assert sum(seen.values()) == total
+    assert not journal.exists()
+    for job, out in zip(jobs, outs, strict=True):
+        assert_same_bits(open_checkpoint(out).read_tree(), run_jobs([job])[0].tree)
+
+
+def test_a_journal_of_another_sweep_is_not_continued(run, tmp_path, monkeypatch):
+    jobs = sweep_jobs(run, ks=[2], ends=[6, 8])
+    outs, journal = [tmp_path / job.name for job in jobs], tmp_path / ".journal"
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            "lawa_jax.checkpoints.StreamingWriter.finish",
+            lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt),
+        )
+        with pytest.raises(KeyboardInterrupt):
+            run_jobs(jobs, outs, journal=journal)
+    other = sweep_jobs(run, ks=[3], ends=[6, 8])
+    outs = [tmp_path / job.name for job in other]
+    run_jobs(other, outs, journal=journal)
+    assert_same_bits(open_checkpoint(outs[0]).read_tree(), run_jobs(other[:1])[0].tree)
+
+
+KILLED = """
+    import os, sys
+    from pathlib import Path
+    from lawa_jax.checkpoints.streaming_writer import StreamingWriter
+    from lawa_jax.jobs import sweep_jobs
+    from lawa_jax.trajectory import run_jobs
+    run, folder, moment = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
+    calls = 0
+    original = getattr(StreamingWriter, moment)
+    def killing(self, *args, **kwargs):
+        global calls
+        calls += 1
+        if calls == int(sys.argv[4]):
+            os.kill(os.getpid(), 9)
+        return original(self, *args, **kwargs)
+    setattr(StreamingWriter, moment, killing)
+    jobs = sweep_jobs(run, ks=[2, 3], ends=[6, 8])
+    run_jobs(jobs, [folder / job.name for job in jobs], journal=folder / ".journal")
+"""
+
+
+@pytest.mark.parametrize(
+    ("moment", "call"), [("write", 1), ("write", 17), ("finish", 1), ("finish", 3)]
+)
+def test_kill_9_leaves_nothing_that_looks_finished_and_the_sweep_goes_on(
+    run, tmp_path, moment, call
+):
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(KILLED), run, tmp_path, moment, str(call)],
+        env={**os.environ, "PYTHONPATH": str(ROOT)}, check=False,
+    )  # fmt: skip
+    assert done.returncode == -9
+    jobs = sweep_jobs(run, ks=[2, 3], ends=[6, 8])
+    outs = [tmp_path / job.name for job in jobs]
+    expected = [run_jobs([job])[0].tree for job in jobs]
+    finished = [out for out in outs if out.exists()]
+    assert len(finished) == (call - 1 if moment == "finish" else 0)
+    for out, tree_ in zip(outs, expected, strict=True):
+        if out in finished:
+            assert_same_bits(open_checkpoint(out).read_tree(), tree_)
+    run_jobs(jobs, outs, journal=tmp_path / ".journal")
+    for out, tree_ in zip(outs, expected, strict=True):
+        assert_same_bits(open_checkpoint(out).read_tree(), tree_)
+    assert_same_bits(open_checkpoint(run, step=8, include=["*"]).read_tree(), tree(8))
+
+
+MEASURED = """
+    import resource, sys
+    import jax, numpy
+    from lawa_jax.trajectory import run_jobs, estimate
+    from lawa_jax.jobs import window_job, Options
+    from pathlib import Path
+    def peak():
+        for line in open("/proc/self/status"):
+            if line.startswith("VmHWM"):
+                return int(line.split()[1]) * 1024
+    job = window_job(sys.argv[1], k=int(sys.argv[3]))
+    options = Options(memory=int(sys.argv[4]))
+    bound = estimate([job], options).memory_bound
+    before = peak()
+    run_jobs([job], [Path(sys.argv[2])], options=options)
+    print(peak() - before, bound)
+"""
+
+
+@pytest.mark.slow
+def test_memory_stays_within_the_printed_bound_whatever_k(tmp_path):
+    run = tmp_path / "run"
+    generator = np.random.default_rng(0)
+    for step in (1, 2):
+        big = generator.standard_normal((4096, 16384), np.float32)  # 268 MB
+        write_checkpoint(run / str(step), {"params": {"big": big}}, checksums=False)
+    for step in range(3, 21):
+        (run / str(step)).symlink_to(run / str(1 + step % 2))
+    for k in (2, 20):
+        done = subprocess.run(
+            [sys.executable, "-c", textwrap.dedent(MEASURED), run, tmp_path / f"out{k}", str(k),
+             str(100 << 20)],
+            env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True, text=True,
+            stdout=subprocess.PIPE,
+        )  # fmt: skip
+        used, bound = map(int, done.stdout.split())
+        assert bound <= 100 << 20
+        assert used <= bound
