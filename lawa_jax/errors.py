@@ -71,6 +71,12 @@ class CheckpointWriteError(LawaError, OSError):
     exit_code = EXIT_IO
 
 
+class UnsafePickleError(LawaError, ValueError):
+    """A pickle asks for something that weights do not need; it was not run."""
+
+    exit_code = EXIT_IO
+
+
 class NonFiniteError(LawaError, ValueError):
     """A checkpoint holds NaN or infinity where a weight was expected."""
 

@@ -98,6 +98,10 @@ def _base(kind: type[Config], config: str | None, run: str | None) -> Config:
         return from_file(config, kind)
     if run is not None:
         stored = run_directory.read_config(epath.Path(run))
+        if "source" in stored:
+            # A converted run: of all fields only its architecture is known.
+            known = {field.name for field in dataclasses.fields(kind)}
+            stored = {k: v for k, v in stored.get("model", {}).items() if k in known}
         base = from_json(stored, kind, str(epath.Path(run) / run_directory.CONFIG))
         return dataclasses.replace(base, run_dir=run)
     return kind()

@@ -1,0 +1,88 @@
+"""What a checkpoint tells about itself besides its weights: epoch, architecture, metrics."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+# Figure in the file -> metric in the run.
+_METRICS = {
+    "best_acc1": "val/top1_best",
+    "best_prec1": "val/top1_best",
+    "best_acc": "val/top1_best",
+    "val_loss": "val/loss",
+    "best": "val/loss_best",
+}
+
+
+def number(value: Any) -> float | None:
+    """A Python number from a number or a one-element tensor or array; None for anything else."""
+    if isinstance(value, bool) or value is None:
+        return None
+    try:
+        if not isinstance(value, int | float):
+            size = value.numel() if hasattr(value, "numel") else getattr(value, "size", 0)
+            if size != 1:
+                return None
+            value = value.item()
+        return value if isinstance(value, int | float) and math.isfinite(value) else None
+    except (TypeError, ValueError, RuntimeError, AttributeError):
+        return None
+
+
+def collect(content: Any) -> dict[str, Any]:
+    """Facts of a loaded checkpoint; {} if it is a bare state dict.
+
+    Returns:
+      ``epoch`` and ``step`` (int), ``completed`` (False if ``epoch`` is the one that fairseq will
+      start next), ``arch`` (str), ``heads`` (int) and ``metrics`` (numbers by name), each only
+      where found.
+    """
+    if not isinstance(content, Mapping):
+        return {}
+    facts: dict[str, Any] = {}
+    for key, names in (
+        ("epoch", ("epoch",)),
+        ("step", ("global_step", "step", "num_updates", "iteration")),
+    ):
+        for name in names:
+            value = number(content.get(name))
+            if value is not None and value == int(value):
+                facts.setdefault(key, int(value))
+    if isinstance(content.get("arch"), str):
+        facts["arch"] = content["arch"]
+    extra = content.get("extra_state")
+    extra = extra if isinstance(extra, Mapping) else {}
+    iterator = extra.get("train_iterator")
+    if isinstance(iterator, Mapping) and isinstance(iterator.get("epoch"), int):
+        facts["epoch"] = iterator["epoch"]
+        facts["completed"] = iterator.get("iterations_in_epoch") != 0
+    heads = _find(content.get("args"), "encoder_attention_heads") or _find(
+        content.get("cfg"), "encoder_attention_heads"
+    )
+    if heads is not None:
+        facts["heads"] = heads
+    metrics = {}
+    for source in (content, extra):
+        for name, metric in _METRICS.items():
+            value = number(source.get(name))
+            if value is not None:
+                metrics[metric] = float(value)
+    if metrics:
+        facts["metrics"] = metrics
+    return facts
+
+
+def _find(content: Any, key: str, depth: int = 6) -> int | None:
+    """An integer setting anywhere in nested configuration; OmegaConf wraps values in ``_val``."""
+    if depth == 0 or not isinstance(content, Mapping):
+        return None
+    value = content.get(key)
+    if isinstance(value, Mapping):
+        value = value.get("_val")
+    if isinstance(value, int):
+        return value
+    for inner in content.values():
+        found = _find(inner, key, depth - 1)
+        if found is not None:
+            return found
+    return None
