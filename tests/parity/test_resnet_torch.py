@@ -1,5 +1,6 @@
 """ResNet and its training against PyTorch: the same weights in, the same numbers out."""
 
+import copy
 import importlib.util
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from flax import nnx
+from torch.overrides import TorchFunctionMode
 
 from lawa_jax.batch_norm import recalibrate_torch
 from lawa_jax.models.functional import functional
@@ -53,6 +55,12 @@ def torch_network(case, dtype=torch.float32):
             module.bias.data.normal_(0, 0.1)
             module.running_mean.normal_(0, 0.1)
             module.running_var.uniform_(0.5, 2.0)
+    if case == "resnet50":
+        # Sixteen undamped residual branches make training chaotic: PyTorch in float64, its first
+        # kernel scaled by 1 + 4e-16, is off by 3e-3 after ten steps. Damped, it is off by 1e-15.
+        for name, module in network.named_modules():
+            if name.endswith("bn3"):
+                module.weight.data *= 0.2
     return network.to(dtype)
 
 
@@ -101,18 +109,48 @@ def assert_trees_close(ours, theirs, tolerance):
     assert relative(ours[worst], theirs[worst]) <= tolerance, worst
 
 
-def whole_difference(ours, theirs):
-    """Norm of the difference of whole trees, relative to the norm.
+class ReluInputs(TorchFunctionMode):
+    """Keeps what every ``torch.relu`` was given."""
 
-    In a large network some activation lies so near 0 that its rounding error decides whether ReLU
-    lets its gradient through, and a single entry of a leaf may differ by more.
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is torch.relu:
+            self.seen.append(args[0].double())
+        return func(*args, **(kwargs or {}))
+
+
+def rounding_decides_no_gradient(network, x):
+    """Whether no ReLU input and no maximum lies within float32's rounding error of a tie.
+
+    Where one does, rounding decides whether a gradient passes, and PyTorch in float32 is off from
+    PyTorch in float64 by up to 1e-2 in some leaf. The rounding error is PyTorch's own: two
+    times the root mean square of the layer's difference between float32 and float64.
     """
-    ours, theirs = named_leaves(ours), named_leaves(theirs)
-    assert ours.keys() == theirs.keys()
-    difference = sum(np.sum(np.square(ours[k] - theirs[k], dtype=np.float64)) for k in ours)
-    return np.sqrt(
-        difference / sum(np.sum(np.square(v, dtype=np.float64)) for v in theirs.values())
-    )
+    runs = []
+    for dtype in (torch.float32, torch.float64):
+        with torch.no_grad(), ReluInputs() as relus:
+            copy.deepcopy(network).to(dtype)(as_torch(x).to(dtype))
+        runs.append(relus.seen)
+    bounds = [2 * float((a - b).square().mean().sqrt()) for a, b in zip(*runs, strict=True)]
+    if any(float(b.abs().min()) <= bound for b, bound in zip(runs[1], bounds, strict=True)):
+        return False
+    if not isinstance(network.maxpool, torch.nn.MaxPool2d):
+        return True
+    values = torch.relu(runs[1][0])
+    windows = torch.nn.functional.unfold(values, 3, padding=1, stride=2)
+    first, second = windows.unflatten(1, (values.shape[1], 9)).topk(2, dim=2).values.unbind(2)
+    return bool(((first - second > bounds[0]) | (first == 0)).all())
+
+
+def well_posed_images(case, count, size, number, network):
+    for attempt in range(500):
+        x = images(case, count, size, 500 * number + attempt)
+        if rounding_decides_no_gradient(network, x):
+            return x
+    raise AssertionError("no well-posed batch: choose fewer or smaller images")
 
 
 @pytest.mark.parametrize(
@@ -208,8 +246,7 @@ def torch_step(network, optimizer, x, labels):
         ("digits", 8, 16, True, 0.1),
         ("tiny_bottleneck", 32, 8, False, 0.1),
         pytest.param("resnet18", 64, 8, False, 0.1, marks=pytest.mark.slow),
-        # 0.1 is for batches of 256; at 8 the loss explodes, and rounding errors with it.
-        pytest.param("resnet50", 64, 8, False, 0.1 * 8 / 256, marks=pytest.mark.slow),
+        pytest.param("resnet50", 64, 8, False, 0.1, marks=pytest.mark.slow),
     ],
 )
 def test_ten_steps_in_float64(case, size, batch, nesterov, rate):
@@ -248,8 +285,8 @@ def test_ten_steps_in_float64(case, size, batch, nesterov, rate):
     [
         ("digits", 8, 16),
         ("tiny_bottleneck", 32, 8),
-        pytest.param("resnet18", 64, 16, marks=pytest.mark.slow),
-        pytest.param("resnet50", 64, 16, marks=pytest.mark.slow),
+        pytest.param("resnet18", 32, 8, marks=pytest.mark.slow),
+        pytest.param("resnet50", 32, 8, marks=pytest.mark.slow),
     ],
 )
 def test_every_step_in_float32(case, size, batch):
@@ -268,7 +305,7 @@ def test_every_step_in_float32(case, size, batch):
 
     for number in range(5):
         before = torch_resnet.to_jax(theirs.state_dict())
-        x = images(case, batch, size, number)
+        x = well_posed_images(case, batch, size, number, theirs)
         labels = np.random.default_rng(number).integers(0, 10, batch)
         expected = torch_step(theirs, optimizer, x, labels)
         (value, (stats, _)), grads = gradient(
@@ -280,9 +317,7 @@ def test_every_step_in_float32(case, size, batch):
         # The optimizer has not touched the gradients themselves.
         theirs_grads = {name: p.grad for name, p in theirs.named_parameters()}
         theirs_grads = torch_resnet.to_jax(theirs_grads)["params"]
-        assert whole_difference(grads, theirs_grads) <= 1e-3
-        if case in ("digits", "tiny_bottleneck"):
-            assert_trees_close(grads, theirs_grads, 1e-3)
+        assert_trees_close(grads, theirs_grads, 1e-3)
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
