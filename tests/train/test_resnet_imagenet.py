@@ -139,7 +139,7 @@ def test_no_imagenet_is_one_message_that_helps(tmp_path):
     done = command("--lawa_k", 5, cwd=tmp_path)
     assert done.returncode == 2
     message = done.stderr
-    assert message.startswith("error: ImageNet was not found in data/imagenet")
+    assert message.startswith(f"error: ImageNet was not found in {tmp_path}/data/imagenet")
     for part in ("imagenet2012", "train/<class>", "tfds build", "configs/resnet_digits.py"):
         assert part in message
 
