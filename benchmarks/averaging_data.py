@@ -79,6 +79,7 @@ def make_torch(folder: Path, model: str, epochs: int, optimizer_states: int) -> 
 
 
 BLOCK = 1 << 22
+PER_LEAF = 16
 
 
 def large_block(seed: int, number: int) -> np.ndarray:
@@ -87,10 +88,10 @@ def large_block(seed: int, number: int) -> np.ndarray:
 
 
 def large_specs(parameters: int) -> dict[str, LeafSpec]:
-    """Leaves of a model of at least so many parameters, 64 blocks each."""
-    count = -(-parameters // (64 * BLOCK))
+    """Leaves of a model of at least so many parameters, `PER_LEAF` blocks each."""
+    count = -(-parameters // (PER_LEAF * BLOCK))
     return {
-        f"params/layer{i}/kernel": LeafSpec((64 * BLOCK,), np.dtype(np.float32))
+        f"params/layer{i}/kernel": LeafSpec((PER_LEAF * BLOCK,), np.dtype(np.float32))
         for i in range(count)
     }
 
@@ -105,9 +106,9 @@ def make_large_run(folder: Path, parameters: int, epochs: int) -> Path:
             continue
         with StreamingWriter(target, specs, keys) as writer:
             for i, name in enumerate(specs):
-                for j in range(64):
+                for j in range(PER_LEAF):
                     index = (slice(j * BLOCK, (j + 1) * BLOCK),)
-                    writer.write(name, index, large_block(epoch, 64 * i + j))
+                    writer.write(name, index, large_block(epoch, PER_LEAF * i + j))
             writer.finish(verify=False)
     for epoch in range(3, epochs + 1):
         source, target = (folder / "epochs" / str(e) for e in (2 - epoch % 2, epoch))

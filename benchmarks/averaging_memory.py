@@ -90,11 +90,11 @@ def check(out: Path, k: int) -> float:
     odd = len([e for e in range(STEPS - k + 1, STEPS + 1) if e % 2])
     worst = 0.0
     for i, name in enumerate(average.leaves):
-        for j in (0, 17, 63):
+        for j in (0, 7, 15):
             found = np.empty(data.BLOCK, np.float32)
             average.read(name, (slice(j * data.BLOCK, (j + 1) * data.BLOCK),), found)
             first, second = (
-                data.large_block(seed, 64 * i + j).astype(np.float64) for seed in (1, 2)
+                data.large_block(seed, data.PER_LEAF * i + j).astype(np.float64) for seed in (1, 2)
             )
             expected = ((odd * first + (k - odd) * second) / k).astype(np.float32)
             worst = max(worst, float(np.abs(found - expected).max()))

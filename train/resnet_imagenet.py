@@ -67,7 +67,13 @@ def main() -> None:
     if actions.evaluate is not None:
         run = epath.Path(actions.evaluate)
         rows = sessions.evaluate_run(
-            task, run, k=config.lawa_k, ends=actions.end, bn=config.bn, as_json=actions.json
+            task,
+            run,
+            k=config.lawa_k,
+            ends=actions.end,
+            bn=config.bn,
+            splits=actions.splits,
+            as_json=actions.json,
         )
         print(rows)
         return

@@ -4,11 +4,14 @@ Everything is trained from one form, a data-bin directory as fairseq-preprocess 
 ``dict.txt`` and ``{train,valid,test}.{bin,idx}``; `binarize` makes it from raw text.
 """
 
+import contextlib
 import itertools
+import os
+import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TextIO
 
 import numpy as np
 from jaxtyping import Int
@@ -16,8 +19,8 @@ from jaxtyping import Int
 from lawa_jax.data.blocks import Blocks, complete_blocks
 from lawa_jax.data.bpe import BytePairEncoding
 from lawa_jax.data.dictionary import EOS, MASK_SYMBOL, SPECIAL, UNK, Dictionary
-from lawa_jax.data.token_files import read_token_lines, write_token_lines
-from lawa_jax.errors import ConfigError, DataNotFoundError
+from lawa_jax.data.token_files import TokenLines, read_token_lines, write_token_lines
+from lawa_jax.errors import ConfigError, DataNotFoundError, OutputExistsError
 
 SPLITS = ("train", "valid", "test")
 DICTIONARY_FILE = "dict.txt"
@@ -79,9 +82,12 @@ def missing_data_bin(directory: str | Path, splits: Iterable[str] = SPLITS) -> s
         f"{directory}: no such directory. Expected a fairseq data-bin with {DICTIONARY_FILE}, "
         f"{files}.\nTo make it: get the raw WikiText-103 (wikitext-103-raw-v1, Merity et al. 2016: "
         "wiki.train.raw, wiki.valid.raw, wiki.test.raw) and the GPT-2 BPE of fairseq's RoBERTa "
-        "pretraining guide (encoder.json, vocab.bpe, dict.txt), then binarise each file "
-        "(lawa_jax.data.text.binarize), or use fairseq-preprocess.\nTo try without any download, "
-        "use configs/roberta_tiny.py, which trains on the documentation inside Python."
+        "pretraining guide (encoder.json, vocab.bpe, dict.txt), then\n"
+        f"  python convert/text.py {directory} --bpe GPT2_BPE --train wiki.train.raw "
+        "--valid wiki.valid.raw --test wiki.test.raw\n(or fairseq-preprocess); --data_dir names "
+        "another place. To try without any download:\n"
+        "  python train/roberta_wikitext.py --config configs/roberta_tiny.py\n"
+        "which trains on the documentation inside Python; --dummy takes random tokens."
     )
 
 
@@ -130,12 +136,28 @@ def binarize(
         path = Path(source)
         if not path.is_file():
             raise DataNotFoundError(f"{path}: no such text file")
-        try:
-            with open(path, encoding="utf-8") as file:
-                return _binarize(file, str(path), prefix, bpe, dictionary, overwrite)
-        except UnicodeDecodeError as error:
-            raise ConfigError(f"{path}: not UTF-8 text: {error}") from None
+        with _utf8(path) as file:
+            return _binarize(file, str(path), prefix, bpe, dictionary, overwrite)
     return _binarize(source, f"the text for {prefix}", prefix, bpe, dictionary, overwrite)
+
+
+def read_lines(path: str | Path) -> list[str]:
+    """The lines of a UTF-8 text file.
+
+    Raises:
+      ConfigError: not UTF-8.
+    """
+    with _utf8(Path(path)) as file:
+        return list(file)
+
+
+@contextlib.contextmanager
+def _utf8(path: Path) -> Iterator[TextIO]:
+    try:
+        with open(path, encoding="utf-8") as file:
+            yield file
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not UTF-8 text: {error}") from None
 
 
 def _binarize(
@@ -223,3 +245,47 @@ def embedded_text() -> dict[str, list[str]]:
         split = {3: "valid", 8: "test"}.get(number // 20 % 10, "train")
         texts[split] += [line.strip() for line in paragraph.splitlines() if line.strip()]
     return texts
+
+
+def prepare_embedded(directory: str | Path, *, vocab_size: int = 2_000) -> None:
+    """Make a data-bin directory of `embedded_text`, unless there is one already.
+
+    It appears under its name when complete. Raises OutputExistsError for a directory of other
+    things.
+    """
+    directory = Path(directory)
+    if (directory / DICTIONARY_FILE).exists():
+        return
+    if directory.exists() and any(directory.iterdir()):
+        raise OutputExistsError(
+            f"{directory} holds other things than a data-bin; choose another --data_dir"
+        )
+    aside = directory.with_name(f"{directory.name}.{os.getpid()}.partial")
+    try:
+        prepare_text(embedded_text(), aside, vocab_size=vocab_size)
+        # Another process may have been faster; what it made is the same.
+        with contextlib.suppress(OSError):
+            os.rename(aside, directory)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def dummy_text(
+    blocks: int, *, max_tokens: int = 512, vocab_size: int = 50_265, seed: int = 0
+) -> TextData:
+    """Random tokens in blocks of full length; an eighth as many for validation and test."""
+    dictionary = Dictionary.from_counts({str(i): 1 for i in range(vocab_size - len(SPECIAL) - 1)})
+    splits = {}
+    for number, (split, count) in enumerate(
+        (("train", blocks), ("valid", blocks // 8), ("test", blocks // 8))
+    ):
+        random = np.random.default_rng((seed, number))
+        lines = random.integers(
+            len(SPECIAL), vocab_size - 1, (max(1, count), max_tokens - 1), np.int32
+        )
+        lines[:, -1] = EOS
+        sizes = np.full(len(lines), max_tokens - 1, np.int64)
+        splits[split] = complete_blocks(
+            TokenLines(lines.reshape(-1), sizes, f"dummy {split}"), max_tokens
+        )
+    return TextData(dictionary, splits)

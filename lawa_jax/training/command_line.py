@@ -26,6 +26,8 @@ class Actions:
     """Evaluate averages of this run instead of training."""
     end: tuple[int, ...] = ()
     """With --evaluate: epochs at which the averages end; all possible ones by default."""
+    splits: tuple[str, ...] = ("val",)
+    """With --evaluate: parts of the data to evaluate on, of train, val and test."""
     init_from: str | None = None
     """Start from this checkpoint's weights: a run, a step of it (RUN@30), or an average."""
     dummy: bool = False

@@ -125,7 +125,9 @@ def image_task(
             threads=threads,
         )
 
-    def validation() -> Iterator[Batch]:
+    def validation(split: str) -> Iterator[Batch]:
+        if split != "val":
+            raise ConfigError(f"there is no split {split!r} to evaluate; expected val")
         return eval_batches(data.validation, batch_size=batch_size, threads=threads)
 
     moments = moments_fn(network)

@@ -41,7 +41,7 @@ def average_on_device(run: epath.Path, *, k: int, end: int | None, task: Task) -
     model: Model = {}
     for step in steps:
         checkpoint = open_checkpoint(run, step=step, include=("*",))
-        model = task.place.replicate(read_verified(checkpoint))
+        model = task.place.state(read_verified(checkpoint))
         accumulator.add(model, label=checkpoint.label)
     return Average(accumulator.result(), model, steps)
 
@@ -62,36 +62,56 @@ def settle_statistics(average: Average, policy: Policy, task: Task) -> Model:
     return task.recalibrate(model, average.steps[-1]) if policy == "recalibrate" else model
 
 
-def evaluate(task: Task, model: Model) -> dict[str, float]:
-    """Means over the whole validation split; every sample counts once."""
-    return total_of(
-        task.eval_step(model, task.place.batch(batch)) for batch in task.eval_batches()
+def evaluate(task: Task, model: Model, split: str = "val") -> dict[str, float]:
+    """Means over a whole split of the data; every sample counts once."""
+    means = total_of(
+        task.eval_step(model, task.place.batch(batch)) for batch in task.eval_batches(split)
     ).means()
+    return {**means, **task.derived(means)}
 
 
-def evaluate_latest(task: Task, run: epath.Path, *, k: int, end: int, bn: Policy) -> dict[str, Any]:
-    """Validation metrics of the average of the `k` latest models ending at `end`.
+def evaluate_latest(
+    task: Task,
+    run: epath.Path,
+    *,
+    k: int,
+    end: int,
+    bn: Policy,
+    splits: Sequence[str] = ("val",),
+) -> dict[str, Any]:
+    """Metrics of the average of the `k` latest models ending at `end`.
 
     Returns:
-      A row for the log: ``k``, ``end``, ``bn``, ``val/<metric>`` and ``seconds``.
+      A row for the log: ``k``, ``end``, ``bn``, ``<split>/<metric>`` and ``seconds``.
     """
     started = time.perf_counter()
     average = average_on_device(run, k=k, end=end, task=task)
-    metrics = evaluate(task, settle_statistics(average, bn, task))
+    model = settle_statistics(average, bn, task)
+    metrics = {
+        f"{split}/{name}": value
+        for split in splits
+        for name, value in evaluate(task, model, split).items()
+    }
     return {
         "end": end,
         "k": k,
         "bn": bn if task.recalibrate is not None else None,
-        **{f"val/{name}": value for name, value in metrics.items()},
+        **metrics,
         "seconds": round(time.perf_counter() - started, 4),
     }
 
 
 def evaluate_ends(
-    task: Task, run: epath.Path, *, k: int, ends: Sequence[int], bn: Policy
+    task: Task,
+    run: epath.Path,
+    *,
+    k: int,
+    ends: Sequence[int],
+    bn: Policy,
+    splits: Sequence[str] = ("val",),
 ) -> Iterable[dict[str, Any]]:
     """`evaluate_latest` for several ends, after checking that all windows exist."""
     existing = list_steps(run)
     for end in ends:
         window.latest(existing, k, end)
-    return (evaluate_latest(task, run, k=k, end=end, bn=bn) for end in ends)
+    return (evaluate_latest(task, run, k=k, end=end, bn=bn, splits=splits) for end in ends)

@@ -60,7 +60,7 @@ def train(
     with (
         Interrupt() as interrupt,
         RunWriter(run, keep_resume=keep_resume) as writer,
-        Progress(remaining, epochs, task.unit) as progress,
+        Progress(round(remaining * task.units_per_sample), epochs, task.unit) as progress,
     ):
         _catch_up(task, run, log, position.finished_epochs, lawa_k, bn, progress)
         while position.finished_epochs < epochs:
@@ -93,7 +93,9 @@ def train(
                     "evaluate": round(evaluated, 4),
                     "save_stall": round(writer.stalled - stalled, 4),
                 },
-                f"{task.unit}_per_second": round(task.samples_per_epoch / trained, 1),
+                f"{task.unit}_per_second": round(
+                    task.samples_per_epoch * task.units_per_sample / trained, 1
+                ),
             }
             log.write("epoch", epoch=epoch, step=position.step, **row)
             progress.epoch(epoch, row)
@@ -159,7 +161,9 @@ def _read(
             "rate or warm-up, and --resume goes on from the last good state"
         )
     totals.add(metrics)
-    progress.update(task.batch_size, position.epoch, loss / count)
+    progress.update(
+        round(task.batch_size * task.units_per_sample), position.epoch, loss / max(count, 1.0)
+    )
 
 
 def _catch_up(

@@ -83,7 +83,7 @@ def restore(run: epath.Path, step: int, task: Task) -> tuple[State, Position]:
         {n: (float(p[0]), float(p[1])) for n, p in named_leaves(stored.get("totals", {})).items()},
     )
     state = fill(task.init(), tree["state"], checkpoint.label)
-    return task.place.replicate(state), position
+    return task.place.state(state), position
 
 
 def fill(template: PyTree, stored: PyTree, label: str) -> PyTree:
@@ -127,4 +127,4 @@ def initial_model(path: str, task: Task) -> State:
         raise ConfigError(f"--init_from {path}: {error}") from error
     if not model:
         raise CheckpointNotFoundError(f"--init_from {path}: the checkpoint holds no parameters")
-    return {**state, "model": task.place.replicate(jax.tree.map(jnp.asarray, model))}
+    return task.place.state({**state, "model": jax.tree.map(jnp.asarray, model)})

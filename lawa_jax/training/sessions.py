@@ -49,9 +49,7 @@ def train_run(
             )
     if state is None:
         state = (
-            resume_.initial_model(init_from, task)
-            if init_from
-            else task.place.replicate(task.init())
+            resume_.initial_model(init_from, task) if init_from else task.place.state(task.init())
         )
     if not resume:
         # Last, so that a mistake above leaves no run behind.
@@ -81,9 +79,16 @@ def train_run(
 
 
 def evaluate_run(
-    task: Task, run: epath.Path, *, k: int, ends: Sequence[int], bn: Policy, as_json: bool = False
+    task: Task,
+    run: epath.Path,
+    *,
+    k: int,
+    ends: Sequence[int],
+    bn: Policy,
+    splits: Sequence[str] = ("val",),
+    as_json: bool = False,
 ) -> str:
-    """Validation metrics of averages of an existing run, as a table or as JSON lines.
+    """Metrics of averages of an existing run, as a table or as JSON lines.
 
     Raises:
       SelectionError: `k` < 1, or an end without its `k` checkpoints.
@@ -94,10 +99,10 @@ def evaluate_run(
     chosen = ends or [e for e in existing if existing.index(e) >= k - 1]
     if not chosen:
         raise SelectionError(f"{run}: {len(existing)} checkpoints, fewer than --lawa_k {k}")
-    rows = list(evaluate_ends(task, run, k=k, ends=chosen, bn=bn))
+    rows = list(evaluate_ends(task, run, k=k, ends=chosen, bn=bn, splits=splits))
     if as_json:
         return "\n".join(json.dumps(row) for row in rows)
-    names = [name for name in rows[0] if name.startswith("val/")]
+    names = [name for name in rows[0] if name.startswith(tuple(f"{split}/" for split in splits))]
     return table(
         ["end", "k", *names],
         [[str(r["end"]), str(r["k"]), *(f"{r[n]:.6f}" for n in names)] for r in rows],

@@ -47,7 +47,7 @@ def tiny_task(seed=0, poison_at=None):
         train_batches=lambda epoch, start: train_batches(
             source, batch_size=BATCH, seed=seed, epoch=epoch, start=start, threads=0
         ),
-        eval_batches=lambda: eval_batches(source, batch_size=BATCH, threads=0),
+        eval_batches=lambda split: eval_batches(source, batch_size=BATCH, threads=0),
         recalibrate=None,
         batch_size=BATCH,
         samples_per_epoch=SAMPLES,
