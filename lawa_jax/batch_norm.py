@@ -36,40 +36,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from lawa_jax.errors import NonFiniteError, TreeMismatchError
-from lawa_jax.tree import PyTree, leaf_name, named_leaves
+from lawa_jax.tree import COLLECTION, PyTree, batch_statistics, leaf_name, named_leaves
 
-COLLECTION = "batch_stats"
 Policy = Literal["recalibrate", "average", "latest"]
 POLICIES: tuple[Policy, ...] = ("recalibrate", "average", "latest")
 
 ApplyFn = Callable[[dict[str, Any], Any], dict[str, Any]]
 # By BatchNorm name: mean, variance, and how many values (or samples) they are of.
 _Moments = dict[str, tuple[np.ndarray, np.ndarray, int]]
-_PAIRS = (("mean", "var"), ("running_mean", "running_var"))
-# Names under which Orbax stores the array inside an NNX variable.
-_WRAPPERS = ("value", "raw_value")
-
-
-def batch_statistics(names: Iterable[str]) -> set[str]:
-    """Which of these leaf names are BatchNorm statistics, as far as names tell.
-
-    They are: every leaf below a key ``batch_stats``; and every pair of leaves ``mean`` and ``var``,
-    or ``running_mean`` and ``running_var``, of one parent, with or without a trailing ``value``
-    (states of Flax NNX as Orbax stores them).
-
-    Example: ``{"params/bn/scale", "batch_stats/bn/mean", "model/bn/running_mean",
-    "model/bn/running_var"}`` has three.
-    """
-    names = set(names)
-    found = {name for name in names if COLLECTION in name.split("/")[:-1]}
-    for name in names:
-        keys = name.split("/")
-        at = len(keys) - 2 if keys[-1] in _WRAPPERS and len(keys) > 1 else len(keys) - 1
-        for mean, var in _PAIRS:
-            partner = {mean: var, var: mean}.get(keys[at])
-            if partner and "/".join([*keys[:at], partner, *keys[at + 1 :]]) in names:
-                found.add(name)
-    return found
 
 
 def select_statistics(average: PyTree, newest: PyTree, policy: Policy) -> PyTree:

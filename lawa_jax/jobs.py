@@ -3,7 +3,6 @@
 import dataclasses
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -71,7 +70,7 @@ class Result(NamedTuple):
 
     job: Job
     tree: dict[str, Any] | None
-    path: Path | None
+    path: epath.Path | None
     digests: dict[str, str]
     input_digests: dict[str, dict[str, str]]
     bytes_read: int

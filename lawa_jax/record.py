@@ -7,7 +7,10 @@ from collections.abc import Mapping, Sequence
 from importlib import metadata
 from typing import Any
 
+from etils import epath
+
 from lawa_jax.checkpoints import Checkpoint
+from lawa_jax.checkpoints.discovery import is_object_store
 from lawa_jax.jobs import Job
 from lawa_jax.tree import LeafSpec
 
@@ -19,7 +22,7 @@ def make_record(
     job: Job,
     sources: Sequence[Checkpoint],
     *,
-    out: str | os.PathLike[str],
+    out: epath.PathLike,
     specs: Mapping[str, LeafSpec],
     input_digests: Sequence[Mapping[str, str]],
     options: Mapping[str, Any],
@@ -37,7 +40,6 @@ def make_record(
       copied: leaves taken from the newest source instead of averaged.
     """
     total = sum(job.weights)
-    parent = os.path.dirname(os.path.abspath(out))
     return {
         "format": FORMAT,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -46,8 +48,7 @@ def make_record(
         "sources": [
             {
                 "address": address,
-                "path": str(source.path),
-                "relative": os.path.relpath(source.path, parent),
+                **_place(source.path, out),
                 "step": source.step,
                 "weight": weight,
                 "coefficient": weight / total,
@@ -62,6 +63,15 @@ def make_record(
         "dtypes": {name: spec.dtype.name for name, spec in specs.items()},
         "versions": {"python": platform.python_version(), **_versions()},
     }
+
+
+def _place(source: epath.Path, out: epath.PathLike) -> dict[str, str | None]:
+    """Where a source is: absolute, so that it is found from any directory, and from the output."""
+    if is_object_store(source) or is_object_store(out):
+        path = str(source) if is_object_store(source) else os.path.abspath(source)
+        return {"path": path, "relative": None}
+    path, parent = os.path.abspath(source), os.path.dirname(os.path.abspath(out))
+    return {"path": path, "relative": os.path.relpath(path, parent)}
 
 
 def _versions() -> dict[str, str]:

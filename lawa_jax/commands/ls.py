@@ -13,11 +13,11 @@ from lawa_jax.errors import CheckpointNotFoundError, LawaError
 _METRICS_SHOWN = 4
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Ls(Leaves):
     """List a run's checkpoints: steps, items, parameters, bytes, dtypes, age and metrics."""
 
-    run: Path = ""
+    run: Path
     """Run directory, or a directory of steps."""
     json: bool = False
     """Print JSON."""
