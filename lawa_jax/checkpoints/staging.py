@@ -66,8 +66,13 @@ def new_staging(target: Path) -> tuple[Path, Lock]:
         path = target.with_name(_prefix(target) + uuid.uuid4().hex[:12])
         path.mkdir()
         # Before it is locked, another process may take it for dead: then once more.
-        with contextlib.suppress(BlockingIOError, FileNotFoundError):
+        try:
             return path, Lock(path)
+        except (BlockingIOError, FileNotFoundError):
+            continue
+        except BaseException:
+            path.rmdir()
+            raise
 
 
 def remove_dead(target: Path) -> None:
