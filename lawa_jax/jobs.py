@@ -10,7 +10,7 @@ from etils import epath
 
 from lawa_jax import coefficients, window
 from lawa_jax.checkpoints import list_steps, open_checkpoint, parse_address
-from lawa_jax.errors import SelectionError
+from lawa_jax.errors import CheckpointNotFoundError, SelectionError
 
 DEFAULT_MEMORY = 1 << 30
 BatchNorm = Literal["latest", "average"]
@@ -97,9 +97,10 @@ def window_job(
       share: ``"1%"`` of the run's checkpoints (rounded up, at least 2) instead of `k`.
 
     Raises:
+      CheckpointNotFoundError: there are none in `run`.
       SelectionError: checkpoints that do not exist, an impossible window, an unknown method.
     """
-    existing = list_steps(run)
+    existing = _existing(run)
     if steps is not None:
         wanted = window.parse_steps(steps) if isinstance(steps, str) else steps
         chosen = window.select(existing, wanted)
@@ -132,7 +133,7 @@ def best_job(
         raise SelectionError(f"mode: expected min or max, found {mode!r}")
     values: dict[int, float] = {}
     known: set[str] = set()
-    for step in list_steps(run):
+    for step in _existing(run):
         metrics = open_checkpoint(run, step=step).metrics
         known |= metrics.keys()
         if metric in metrics and math.isfinite(metrics[metric]):
@@ -211,6 +212,13 @@ def address(run: epath.PathLike, step: int) -> str:
 def step_of(source: str) -> int | None:
     """The step of an address, None without one."""
     return parse_address(source)[1]
+
+
+def _existing(run: epath.PathLike) -> list[int]:
+    steps = list_steps(run)
+    if not steps:
+        raise CheckpointNotFoundError(f"{run} holds no committed checkpoint")
+    return steps
 
 
 def _of_method(run: epath.PathLike, steps: Sequence[int], method: str, name: str) -> Job:

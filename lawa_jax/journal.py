@@ -4,8 +4,10 @@ One JSON line a finished block, appended after the block is in all outputs. A pa
 repeats at most the blocks its workers were at: one a thread.
 """
 
+import errno
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +17,7 @@ from etils import epath
 
 from lawa_jax.checkpoints.discovery import TMP_MARKER
 from lawa_jax.checkpoints.staging import Lock
-from lawa_jax.errors import OutputExistsError
+from lawa_jax.errors import CheckpointWriteError, OutputExistsError
 from lawa_jax.streaming import Done
 
 
@@ -52,10 +54,10 @@ class Journal:
         if not self._load(key):
             for path in directory.iterdir():
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
-            self._file = self._path.open("w")
+            self._file = self._path.open("wb", buffering=0)
             self._line({"pass": key})
         else:
-            self._file = self._path.open("a")
+            self._file = self._path.open("ab", buffering=0)
 
     def _load(self, key: str) -> bool:
         if not self._path.exists():
@@ -114,5 +116,13 @@ class Journal:
         self._lock.release()
 
     def _line(self, entry: Mapping[str, Any]) -> None:
-        self._file.write(json.dumps(entry) + "\n")
-        self._file.flush()
+        line = json.dumps(entry).encode() + b"\n"
+        try:
+            if self._file.write(line) < len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            raise CheckpointWriteError(
+                error.errno,
+                f"cannot write {self._path}: {error.strerror}; what is done so far is kept: the "
+                "same command goes on from there",
+            ) from error

@@ -13,7 +13,7 @@ from lawa_jax.checkpoints.metadata import read_json_item
 from lawa_jax.digest import strong_digest
 from lawa_jax.errors import CorruptCheckpointError, SelectionError
 from lawa_jax.jobs import Job, Options
-from lawa_jax.record import FORMAT
+from lawa_jax.record import FORMAT, problem_of
 from lawa_jax.trajectory import open_address, recompute
 from lawa_jax.tree import is_averaged
 
@@ -42,6 +42,7 @@ def read_record(checkpoint: Checkpoint) -> dict[str, Any]:
 
     Raises:
       SelectionError: it has none, or one of a later format.
+      CorruptCheckpointError: it is damaged, or contradicts itself.
     """
     record = read_json_item(checkpoint.step_dir / "record")
     if not record:
@@ -53,6 +54,11 @@ def read_record(checkpoint: Checkpoint) -> dict[str, Any]:
         raise SelectionError(
             f"{checkpoint.label}: its record has format {record.get('format')!r}, expected "
             f"{FORMAT}; use the version of lawa-jax that wrote it"
+        )
+    problem = problem_of(record)
+    if problem:
+        raise CorruptCheckpointError(
+            f"{checkpoint.label}: its record is damaged: {problem}; make the average again"
         )
     return record
 

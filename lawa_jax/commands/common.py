@@ -109,15 +109,15 @@ def print_json(value: Any) -> None:
 
 
 @contextmanager
-def progress(total: int, what: str) -> Iterator[Any]:
+def progress(total: int, what: str, *, delay: float = 0.5) -> Iterator[Any]:
     """A bar on stderr in bytes with rate and ETA; yields ``advance(bytes)``.
 
-    Where stderr is no terminal, a line every ten seconds.
+    Where stderr is no terminal, a line every ten seconds; nothing before `delay` seconds.
     """
     terminal = sys.stderr.isatty()
     with tqdm(
         total=total, desc=what, unit="B", unit_scale=True, file=sys.stderr, leave=False,
-        mininterval=0.1 if terminal else 10.0, delay=0.5,
+        mininterval=0.1 if terminal else 10.0, delay=delay,
     ) as bar:  # fmt: skip
         yield bar.update
 
