@@ -159,16 +159,8 @@ def weighted_job(sources: Sequence[str]) -> Job:
     """
     addresses, weights = [], []
     for text in sources:
-        head, colon, tail = text.rpartition(":")
-        weight: float | None = None
-        if colon and "/" not in tail:
-            try:
-                weight = float(tail)
-            except ValueError:
-                raise SelectionError(
-                    f"{text!r}: expected ADDRESS:WEIGHT with a number, found {tail!r}"
-                ) from None
-        addresses.append(text if weight is None else head)
+        place, weight = split_weight(text)
+        addresses.append(place)
         weights.append(weight)
     given = [w for w in weights if w is not None]
     if given and len(given) < len(weights):
@@ -179,6 +171,23 @@ def weighted_job(sources: Sequence[str]) -> Job:
         raise SelectionError(f"{twice[0]} is named twice; add its weights up instead")
     c = coefficients.custom(given) if given else coefficients.uniform(len(addresses))
     return Job(tuple(addresses), _weights(c), "custom" if given else "uniform", "weighted")
+
+
+def split_weight(text: str) -> tuple[str, float | None]:
+    """``"A@10:0.25"`` as address and weight; None where no weight is given.
+
+    Raises:
+      SelectionError: what follows the last colon is no number, and no such path exists.
+    """
+    head, colon, tail = text.rpartition(":")
+    if not colon or "/" in tail or "@" in tail or epath.Path(text).exists():
+        return text, None
+    try:
+        return head, float(tail)
+    except ValueError:
+        raise SelectionError(
+            f"{text!r}: expected ADDRESS:WEIGHT with a number, found {tail!r}"
+        ) from None
 
 
 def sweep_jobs(

@@ -18,7 +18,7 @@ COLLECTION = "batch_stats"
 """The collection of BatchNorm statistics."""
 _PAIRS = (("mean", "var"), ("running_mean", "running_var"))
 # Names under which Orbax stores the array inside an NNX variable.
-_WRAPPERS = ("value", "raw_value")
+WRAPPERS = ("value", "raw_value")
 
 
 class LeafSpec(NamedTuple):
@@ -132,7 +132,7 @@ def batch_statistics(names: Iterable[str]) -> set[str]:
     found = {name for name in names if COLLECTION in name.split("/")[:-1]}
     for name in names:
         keys = name.split("/")
-        at = len(keys) - 2 if keys[-1] in _WRAPPERS and len(keys) > 1 else len(keys) - 1
+        at = len(keys) - 2 if keys[-1] in WRAPPERS and len(keys) > 1 else len(keys) - 1
         for mean, var in _PAIRS:
             partner = {mean: var, var: mean}.get(keys[at])
             if partner and "/".join([*keys[:at], partner, *keys[at + 1 :]]) in names:

@@ -91,7 +91,8 @@ class Average(Averaging):
             )
 
     def _job(self) -> "Job":
-        from lawa_jax.jobs import best_job, weighted_job, window_job
+        from lawa_jax.checkpoints import parse_address
+        from lawa_jax.jobs import best_job, split_weight, weighted_job, window_job
 
         given = {
             "--best": self.best is not None,
@@ -106,7 +107,9 @@ class Average(Averaging):
             raise ConfigError(f"{' and '.join(chosen)} contradict each other; choose one")
         if self.steps is not None and self.end is not None:
             raise ConfigError("--steps names every checkpoint; leave --end out")
-        if len(self.sources) > 1 or "@" in self.sources[0]:
+        place, weight = split_weight(self.sources[0])
+        one = weight is not None or parse_address(place)[1] is not None
+        if len(self.sources) > 1 or one:
             if chosen or self.end is not None or self.method != "uniform":
                 raise ConfigError(
                     "checkpoints named one by one are the whole selection; "

@@ -120,6 +120,17 @@ def test_any_weighted_set(lawa, run, foreign, tmp_path):
     np.testing.assert_array_equal(found, (0.25 * one + 0.75 * other).astype(np.float32))
 
 
+def test_single_checkpoints_and_odd_paths(lawa, run, tmp_path):
+    lawa("average", f"{run}@2", "-o", tmp_path / "one")
+    assert lawa("diff", f"{run}@2", tmp_path / "one").out.startswith("15 leaves are identical, 0")
+    lawa("average", f"{tmp_path / 'one'}:1", f"{run}@4:0", "-o", tmp_path / "same")
+    odd = tmp_path / "me@host" / "run:1"
+    odd.parent.mkdir()
+    odd.symlink_to(run)
+    assert steps_of(lawa("average", odd, "-k", "2", "--dry-run", "--json")) == [9, 10]
+    assert steps_of(lawa("average", f"{odd}@3", "--dry-run", "--json")) == [3]
+
+
 def test_optimizer_state_is_averaged_only_when_asked(lawa, foreign, tmp_path):
     lawa("average", foreign, "-k", "2", "-o", tmp_path / "out")
     assert list(open_checkpoint(tmp_path / "out").leaves) == ["params/dense/kernel"]

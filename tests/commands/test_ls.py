@@ -20,6 +20,13 @@ def test_listing_a_run(lawa, run, model_bytes):
     assert lawa("ls", f"{run}@3").out.splitlines()[1].split()[:4] == ["3", "model", "15", "167"]
 
 
+def test_listing_one_checkpoint(lawa, run, tmp_path):
+    lawa("average", run, "-k", "2", "-o", tmp_path / "out")
+    assert lawa("ls", tmp_path / "out").out.splitlines()[1].split()[:3] == ["-", "model", "15"]
+    assert lawa("ls", tmp_path / "out", "--json").json[0]["step"] is None
+    assert lawa("ls", run / "epochs" / "3", "--json").json[0]["step"] == 3
+
+
 def test_what_is_not_counted_is_said(lawa, foreign):
     finished = lawa("ls", foreign)
     assert finished.code == 0
