@@ -9,6 +9,7 @@ from etils import epath
 
 from lawa_jax import streaming
 from lawa_jax.checkpoints import Checkpoint, open_checkpoint, parse_address
+from lawa_jax.checkpoints.discovery import as_path
 from lawa_jax.errors import SelectionError
 from lawa_jax.jobs import DEFAULT_MEMORY, BatchNorm, Job, Options, Result, step_of, window_job
 from lawa_jax.outputs import write_averages
@@ -128,7 +129,7 @@ def run_jobs(
         return _in_memory(jobs, opened, plan, progress)
     if len(set(outs)) != len(jobs):
         raise SelectionError(f"expected {len(jobs)} different outputs, found {len(set(outs))}")
-    paths = [epath.Path(out) for out in outs]
+    paths = [as_path(out) for out in outs]
     return write_averages(jobs, paths, opened, plan, options, overwrite, journal, progress)
 
 

@@ -107,14 +107,15 @@ class TensorStoreSink:
 
         from lawa_jax.checkpoints.tensorstore_reader import directory_spec
 
-        self._store: Any = ts.open(
-            {
-                "driver": "zarr",
-                "kvstore": directory_spec(folder),
-                "store_data_equal_to_fill_value": True,
-            },
-            open=True,
-        ).result()
+        spec = {
+            "driver": "zarr",
+            "kvstore": directory_spec(folder),
+            "store_data_equal_to_fill_value": True,
+        }
+        try:
+            self._store: Any = ts.open(spec, open=True).result()
+        except ValueError as error:
+            raise OSError(str(error)) from error
 
     def write(self, bounds: Bounds, block: np.ndarray) -> None:
         """See `BlockSink`."""

@@ -6,9 +6,8 @@ import time
 from typing import Annotated
 
 import tyro
-from etils import epath
 
-from lawa_jax.checkpoints.discovery import is_object_store
+from lawa_jax.checkpoints.discovery import as_path, is_object_store
 from lawa_jax.commands.average import sources_of, warn_of_statistics
 from lawa_jax.commands.common import (
     Averaging,
@@ -86,7 +85,7 @@ class Sweep(Averaging):
             return
         if self.out is None:
             raise ConfigError("say where to write the averages: -o OUTDIR (or --dry-run)")
-        folder = epath.Path(self.out)
+        folder = as_path(self.out)
         # Object stores cannot be staged beside and taken up again.
         journal = None if is_object_store(folder) else folder / JOURNAL
         started = time.perf_counter()
