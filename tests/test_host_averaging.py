@@ -130,9 +130,10 @@ def test_buffers_are_reused(name):
 
 @pytest.mark.parametrize("name", DTYPES)
 def test_the_buffers_take_what_is_said(name):
-    block = BlockAverage(100, DTYPES[name])
-    arrays = [x for x in vars(block).values() if isinstance(x, np.ndarray)]
-    assert sum(x.nbytes for x in arrays) == 100 * BlockAverage.bytes_per_element(DTYPES[name])
+    block = BlockAverage(500_000, DTYPES[name])
+    taken = sum(x.nbytes for x in vars(block).values() if isinstance(x, np.ndarray))
+    said = 500_000 * BlockAverage.bytes_per_element(DTYPES[name])
+    assert said < taken <= said + (1 << 20)
 
 
 @pytest.mark.parametrize("name", ["float32", "float64"])

@@ -1,5 +1,6 @@
 """The command line that the converters share: one way in, and one way back."""
 
+import gc
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,6 +86,9 @@ def execute(line: Arguments, convert: Converter, names_for: NamesFor | None) -> 
         wrapper=line.wrapper or None,
         stubs=line.stub,
     )
+    # Every few files a full collection would walk all objects of jax and torch, 0.2 s each time:
+    # what is there now stays.
+    gc.freeze()
     summary = convert_trajectory(Path(line.source), Path(line.target), convert, options)
     print(_told(summary, line))
 

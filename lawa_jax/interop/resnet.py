@@ -100,6 +100,11 @@ def guess(shapes: Mapping[str, tuple[int, ...]]) -> str | None:
     return None
 
 
+def _nearest(shapes: Mapping[str, tuple[int, ...]]) -> str:
+    """The architecture with the fewest names that only one side has."""
+    return min(ARCHITECTURES, key=lambda arch: len(expected_shapes(arch, 1).keys() ^ shapes.keys()))
+
+
 def convert(state: State, arch: str) -> Conversion:
     """A torchvision ResNet's state dict as a tree of `lawa_jax.models.resnet`.
 
@@ -115,9 +120,7 @@ def convert(state: State, arch: str) -> Conversion:
     shapes = {name.removeprefix(prefix): spec.shape for name, spec in state.specs.items()}
     guessed = guess(shapes)
     if arch == "auto":
-        if guessed is None:
-            raise _mismatch(state, "torchvision ResNet", [], None)
-        arch = guessed
+        arch = guessed or _nearest(shapes)
     head, stem = shapes.get("fc.weight", ()), shapes.get("conv1.weight", ())
     expected = expected_shapes(
         arch,
@@ -170,9 +173,9 @@ def _mismatch(
 ) -> TreeMismatchError:
     shown = "; ".join(problems[:5]) + (f"; and {len(problems) - 5} more" if problems[5:] else "")
     remedy = (
-        f"it looks like {guessed}: say --arch {guessed}"
+        f"It looks like {guessed}: say --arch {guessed}"
         if guessed and guessed != arch
-        else "it is none of torchvision's ResNets: convert/state_dicts.py converts any model"
+        else "It is none of torchvision's ResNets: convert/state_dicts.py converts any model"
     )
     return TreeMismatchError(f"{state.label} is no {arch}: {shown or 'names differ'}. {remedy}")
 

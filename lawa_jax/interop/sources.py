@@ -19,6 +19,7 @@ _IN_DIRECTORY = (
     "pytorch_model.bin",
 )
 _TRAINER_STATE = "trainer_state.json"
+_CONFIG = "config.json"
 
 
 def is_checkpoint_directory(path: Path) -> bool:
@@ -72,7 +73,7 @@ def _open_directory(path: Path, wrapper: str | None, stubs: tuple[str, ...]) -> 
         state = open_state(chosen, wrapper=wrapper, stubs=stubs)
     else:
         state = _open_shards(chosen, wrapper, stubs)
-    facts = {**_trainer_facts(path), **state.facts}
+    facts = {**_facts_beside(path), **state.facts}
     return State(
         path,
         state.specs,
@@ -118,14 +119,17 @@ def _open_shards(index: Path, wrapper: str | None, stubs: tuple[str, ...]) -> St
     )
 
 
-def _trainer_facts(path: Path) -> dict[str, Any]:
-    """Step and epoch that the Hugging Face trainer wrote beside the model."""
-    file = path / _TRAINER_STATE
-    if not file.is_file():
-        return {}
-    state, facts = _json(file), {}
-    if isinstance(state.get("global_step"), int):
-        facts["step"] = state["global_step"]
+def _facts_beside(path: Path) -> dict[str, Any]:
+    """What Hugging Face wrote beside the model: the trainer's step, the model's heads."""
+    facts = {}
+    for file, key, fact in (
+        (_TRAINER_STATE, "global_step", "step"),
+        (_CONFIG, "num_attention_heads", "heads"),
+    ):
+        if (path / file).is_file():
+            value = _json(path / file).get(key)
+            if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+                facts[fact] = value
     return facts
 
 

@@ -7,8 +7,8 @@ blocks independently, so that one reads while another adds.
 """
 
 import threading
-from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections import defaultdict, deque
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from typing import NamedTuple, Protocol
 
@@ -20,7 +20,6 @@ from lawa_jax.digest import combine, leaf_digest_block, to_hex
 from lawa_jax.errors import NonFiniteError
 from lawa_jax.host_averaging import BlockAverage
 from lawa_jax.streaming.plan import Index, Plan, Target
-from lawa_jax.tree import LeafSpec
 
 
 class Sink(Protocol):
@@ -77,26 +76,19 @@ def run(
     state = _Pass(plan, sinks, on_block, progress, digests)
     for block in done.values():
         state.count(block.name, block.digests)
-    tasks = (
-        (name, number, index)
-        for name in plan.specs
-        for number, index in enumerate(plan.blocks(name))
-        if (name, number) not in done
-    )
-    lock = threading.Lock()
+    tasks = _Tasks(plan, done.keys())
 
     def work() -> None:
-        lane = _Lane(plan)
-        while not state.failed:
-            with lock:
-                task = next(tasks, None)
-            if task is None:
-                return
+        buffers = _Buffers(plan, [name for name in plan.specs if name not in plan.large])
+        while task := tasks.take():
             try:
-                state.block(lane, *task)
+                name = task[0]
+                state.block(_Buffers(plan, [name]) if name in plan.large else buffers, *task)
             except BaseException:
-                state.failed = True
+                tasks.stop()
                 raise
+            finally:
+                tasks.done(task)
 
     with ThreadPoolExecutor(plan.threads, thread_name_prefix="lawa-average") as pool:
         futures = [pool.submit(work) for _ in range(plan.threads)]
@@ -104,40 +96,87 @@ def run(
             wait(futures, return_when=FIRST_EXCEPTION)
         except BaseException:
             # Ctrl-C or SIGTERM arrive here: let the workers stop at their next block.
-            state.failed = True
+            tasks.stop()
             raise
         for future in futures:
             future.result()
     return state.check_digests()
 
 
-class _Lane:
-    """One worker's buffers, allocated once: page faults cost more than the arithmetic."""
+Task = tuple[str, int, Index]
 
-    def __init__(self, plan: Plan) -> None:
-        self._capacity = {
-            name: min(-(-plan.limits[name] // spec.dtype.itemsize), max(spec.size, 1))
-            for name, spec in plan.specs.items()
-        }
+
+class _Tasks:
+    """Blocks to do: large ones first, as memory allows, others beside them."""
+
+    def __init__(self, plan: Plan, finished: Collection[tuple[str, int]]) -> None:
+        def blocks(names: Iterable[str]) -> deque[Task]:
+            return deque(
+                (name, number, index)
+                for name in names
+                for number, index in enumerate(plan.blocks(name))
+                if (name, number) not in finished
+            )
+
+        self._needs, self._room = plan.large, plan.room
+        self._large = blocks(plan.large)
+        self._small = blocks(name for name in plan.specs if name not in plan.large)
+        self._changed = threading.Condition()
+
+    def take(self) -> Task | None:
+        """The next block; waits for memory if there are but large ones; None at the end."""
+        with self._changed:
+            while True:
+                if self._large and self._needs[self._large[0][0]] <= self._room:
+                    task = self._large.popleft()
+                    self._room -= self._needs[task[0]]
+                    return task
+                if self._small:
+                    return self._small.popleft()
+                if not self._large:
+                    return None
+                self._changed.wait()
+
+    def done(self, task: Task) -> None:
+        """Give a block's memory back."""
+        with self._changed:
+            self._room += self._needs.get(task[0], 0)
+            self._changed.notify_all()
+
+    def stop(self) -> None:
+        """Give out nothing more."""
+        with self._changed:
+            self._large.clear()
+            self._small.clear()
+            self._changed.notify_all()
+
+
+class _Buffers:
+    """What blocks of some leaves need, allocated once: page faults cost more than arithmetic."""
+
+    def __init__(self, plan: Plan, names: Sequence[str]) -> None:
         self._bytes = np.empty(0, np.uint8)
         self._free: dict[np.dtype, list[BlockAverage]] = defaultdict(list)
-        self._largest: dict[np.dtype, int] = {}
-        for name, spec in plan.specs.items():
-            elements = max(self._largest.get(spec.dtype, 0), self._capacity[name])
-            self._largest[spec.dtype] = elements
+        self._elements: dict[np.dtype, int] = {}
+        for name in names:
+            dtype = plan.specs[name].dtype
+            self._elements[dtype] = max(self._elements.get(dtype, 0), plan.elements(name))
 
-    def buffer(self, spec: LeafSpec, index: Index) -> np.ndarray:
+    def array(self, dtype: np.dtype, index: Index) -> np.ndarray:
+        """The one array, for a block of this dtype; what it held before is gone."""
         shape = tuple(part.stop - part.start for part in index)
-        size = int(np.prod(shape, dtype=np.int64)) * spec.dtype.itemsize
+        size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
         if self._bytes.size < size:
             self._bytes = np.empty(size, np.uint8)
-        return self._bytes[:size].view(spec.dtype).reshape(shape)
+        return self._bytes[:size].view(dtype).reshape(shape)
 
     def average(self, dtype: np.dtype) -> BlockAverage:
+        """An empty sum for blocks of this dtype."""
         free = self._free[dtype]
-        return free.pop() if free else BlockAverage(self._largest[dtype], dtype)
+        return free.pop() if free else BlockAverage(self._elements[dtype], dtype)
 
     def release(self, average: BlockAverage, dtype: np.dtype) -> None:
+        """Take a sum back."""
         average.reset()
         self._free[dtype].append(average)
 
@@ -153,7 +192,6 @@ class _Pass:
         progress: Callable[[int], None] | None,
         digests: bool,
     ) -> None:
-        self.failed = False
         self._plan, self._sinks = plan, sinks
         self._on_block, self._progress = on_block, progress
         self._digesting = digests
@@ -169,39 +207,41 @@ class _Pass:
             for source, weight in zip(target.sources, target.weights, strict=True):
                 self._users[source].append((number, weight))
 
-    def block(self, lane: _Lane, name: str, number: int, index: Index) -> None:
+    def block(self, buffers: _Buffers, name: str, number: int, index: Index) -> None:
         plan, spec = self._plan, self._plan.specs[name]
-        buffer = lane.buffer(spec, index)
         sums: dict[int, BlockAverage] = {}
         read: list[int] = []
         written: list[int | None] = [None] * len(plan.targets)
         try:
             for position in self._order():
-                checkpoint = plan.checkpoints[position]
-                checkpoint.read(name, index, buffer)
+                values = buffers.array(spec.dtype, index)
+                plan.checkpoints[position].read(name, index, values)
                 if self._digesting:
-                    read.append(leaf_digest_block(buffer, spec.shape, index))
-                for target, weight in self._users[position]:
-                    newest = plan.targets[target].sources[-1] == position
-                    if name in plan.copied:
-                        if newest:
-                            written[target] = self._sinks[target].write(name, index, buffer)
-                        continue
-                    if target not in sums:
-                        sums[target] = lane.average(spec.dtype)
-                    sums[target].add(buffer, weight)
-                    if newest:
-                        done = self._finish(lane, name, index, target, sums.pop(target))
-                        written[target] = done
+                    read.append(leaf_digest_block(values, spec.shape, index))
+                complete = [t for t, _ in self._users[position] if self._is_last(t, position)]
+                if name in plan.copied:
+                    for target in complete:
+                        written[target] = self._sinks[target].write(name, index, values)
+                else:
+                    for target, weight in self._users[position]:
+                        if target not in sums:
+                            sums[target] = buffers.average(spec.dtype)
+                        sums[target].add(values, weight)
+                    for target in complete:
+                        written[target] = self._finish(buffers, name, index, target, sums[target])
+                        buffers.release(sums.pop(target), spec.dtype)
                 if self._progress is not None:
-                    self._progress(buffer.nbytes)
+                    self._progress(values.nbytes)
         finally:
             for average in sums.values():
-                lane.release(average, spec.dtype)
+                buffers.release(average, spec.dtype)
         with self._lock:
             self.count(name, read)
             if self._on_block is not None:
                 self._on_block(Done(name, number, tuple(read), tuple(written)))
+
+    def _is_last(self, target: int, position: int) -> bool:
+        return self._plan.targets[target].sources[-1] == position
 
     def count(self, name: str, digests: Sequence[int]) -> None:
         """Count the digests of a block of every checkpoint; the caller holds the lock."""
@@ -213,29 +253,29 @@ class _Pass:
         return range(len(self._plan.checkpoints))
 
     def _finish(
-        self, lane: _Lane, name: str, index: Index, target: int, average: BlockAverage
+        self, buffers: _Buffers, name: str, index: Index, target: int, average: BlockAverage
     ) -> int | None:
-        plan, spec = self._plan, self._plan.specs[name]
+        plan = self._plan
         if not average.is_finite():
-            self._explain_non_finite(name, index, plan.targets[target])
-        mean = average.mean(self._totals[target], plan.out[name].dtype)
-        shape = tuple(part.stop - part.start for part in index)
-        digest = self._sinks[target].write(name, index, mean.reshape(shape))
-        lane.release(average, spec.dtype)
-        return digest
+            self._explain_non_finite(buffers, name, index, plan.targets[target])
+        # The values just added are not needed any more: their place takes the mean.
+        mean = buffers.array(plan.out[name].dtype, index)
+        average.mean(self._totals[target], mean.dtype, out=mean.reshape(-1))
+        return self._sinks[target].write(name, index, mean)
 
-    def _explain_non_finite(self, name: str, index: Index, target: Target) -> None:
-        spec = self._plan.specs[name]
+    def _explain_non_finite(
+        self, buffers: _Buffers, name: str, index: Index, target: Target
+    ) -> None:
+        values = buffers.array(self._plan.specs[name].dtype, index)
         for source in target.sources:
             checkpoint = self._plan.checkpoints[source]
-            shape = tuple(part.stop - part.start for part in index)
-            block = np.empty(shape, spec.dtype)
-            checkpoint.read(name, index, block)
-            bad = np.argwhere(~np.isfinite(block))
-            if len(bad):
-                where = [int(i) + part.start for i, part in zip(bad[0], index, strict=True)]
+            checkpoint.read(name, index, values)
+            finite = np.isfinite(values)
+            if not finite.all():
+                bad = np.unravel_index(int(finite.argmin()), values.shape)
+                where = [int(i) + part.start for i, part in zip(bad, index, strict=True)]
                 raise NonFiniteError(
-                    f"{checkpoint.label}, leaf {name!r}: {block[tuple(bad[0])]} at {where}; leave "
+                    f"{checkpoint.label}, leaf {name!r}: {values[bad]} at {where}; leave "
                     "this checkpoint out, or the leaf with --exclude"
                 )
         raise NonFiniteError(

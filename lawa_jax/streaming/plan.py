@@ -14,10 +14,9 @@ from lawa_jax.tree import LeafSpec, check_compatible, is_averaged
 
 # Small enough for a core's cache, large enough that a read's fixed cost does not matter.
 BLOCK_BYTES = 2 << 20
-# Interpreter, file handles and what allocators keep to themselves, above the counted buffers.
+# Interpreter, file handles, tiles of temporaries and what allocators keep to themselves, above the
+# counted buffers.
 OVERHEAD = 48 << 20
-# Temporaries of rounding and digests, for an element of a block.
-_SCRATCH_PER_ELEMENT = 40
 
 
 class Target(NamedTuple):
@@ -42,6 +41,9 @@ class Plan(NamedTuple):
       out: shape and OUTPUT dtype of every leaf.
       copied: leaves that are taken from a target's newest checkpoint instead of averaged.
       limits: bytes of a block of every leaf.
+      large: leaves with blocks too large for every worker to keep buffers for, and the bytes a
+        block of each needs, most first; `room` is what those at work may take together.
+      room: see `large`.
       memory: bound on the pass's memory above what imports take, in bytes.
       threads: workers.
     """
@@ -52,8 +54,14 @@ class Plan(NamedTuple):
     out: dict[str, LeafSpec]
     copied: frozenset[str]
     limits: dict[str, int]
+    large: dict[str, int]
+    room: int
     memory: int
     threads: int
+
+    def elements(self, name: str) -> int:
+        """The most elements in a block of a leaf."""
+        return _elements(self.specs[name], self.limits[name])
 
     def blocks(self, name: str) -> Iterator[Index]:
         """The blocks of a leaf, in order."""
@@ -88,7 +96,7 @@ def make_plan(
       targets: averages over them.
       copied: floating-point leaves to take from the newest all the same (batch statistics).
       dtype: of averaged leaves; their own by default.
-      memory: bytes to stay within; compressed chunks larger than half of it need twice their size.
+      memory: bytes to stay within; larger compressed chunks need twice their size all the same.
       threads: workers, at least 1.
 
     Raises:
@@ -114,23 +122,53 @@ def make_plan(
         for name, spec in specs.items()
     }
     active = _most_active(targets)
-    share = max(memory - OVERHEAD, 1 << 20) // threads
-    limits, needs = {}, [0]
+    kinds = len({s.dtype for n, s in specs.items() if n not in kept}) or 1
+    budget = max(memory - OVERHEAD, 1 << 20)
+    share = budget // (2 * threads * kinds)
+    limits: dict[str, int] = {}
+    small, large = [0], {}
     for name, spec in specs.items():
-        per_element = spec.dtype.itemsize + _SCRATCH_PER_ELEMENT
+        per_element = max(spec.dtype.itemsize, out[name].dtype.itemsize)
         if name not in kept:
             per_element += active * BlockAverage.bytes_per_element(spec.dtype)
-        # A compressed chunk is decoded whole whatever part of it is wanted: once where it fits.
         chunk = max(_decoded(c, name) for c in checkpoints)
-        room = max(share - 2 * chunk, 1 << 16) // per_element * spec.dtype.itemsize
-        limits[name] = max(spec.dtype.itemsize, min(max(BLOCK_BYTES, chunk), room))
-        elements = min(-(-limits[name] // spec.dtype.itemsize), max(spec.size, 1))
-        needs.append(elements * per_element + 2 * chunk)
-    kinds = len({s.dtype for n, s in specs.items() if n not in kept}) or 1
-    bound = OVERHEAD + threads * kinds * max(needs)
+        # A compressed chunk is decoded whole whatever part of it is wanted: once where it fits.
+        room = share if _need(spec, max(BLOCK_BYTES, chunk), per_element, chunk) <= share else 0
+        if chunk and not room:
+            room = budget - threads * kinds * share
+        limit = (max(room or share, 2 * chunk) - 2 * chunk) // per_element * spec.dtype.itemsize
+        limits[name] = max(spec.dtype.itemsize, 1 << 16, min(max(BLOCK_BYTES, chunk), limit))
+        need = _need(spec, limits[name], per_element, chunk)
+        if need > share:
+            large[name] = need
+        else:
+            small.append(need)
+    reserved = threads * kinds * max(small)
+    large = dict(sorted(large.items(), key=lambda item: -item[1]))
+    needs = list(large.values())
+    room = max(budget - reserved, max(needs, default=0))
+    bound = OVERHEAD + reserved + min(room, sum(needs[:threads]))
     return Plan(
-        tuple(checkpoints), tuple(targets), specs, out, kept, limits, bound, threads
-    )  # fmt: skip
+        tuple(checkpoints),
+        tuple(targets),
+        specs,
+        out,
+        kept,
+        limits,
+        large,
+        room,
+        bound,
+        threads,
+    )
+
+
+def _elements(spec: LeafSpec, limit: int) -> int:
+    return min(-(-limit // spec.dtype.itemsize), max(spec.size, 1))
+
+
+def _need(spec: LeafSpec, limit: int, per_element: int, chunk: int) -> int:
+    """Bytes that a block takes: its buffers, and the chunk it lies in as stored and decoded."""
+    return _elements(spec, limit) * per_element + 2 * chunk
 
 
 def _most_active(targets: Sequence[Target]) -> int:

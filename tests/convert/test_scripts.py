@@ -3,10 +3,15 @@
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
+
+from lawa_jax.checkpoints import list_steps, open_checkpoint, verify_checkpoint
+from lawa_jax.interop import state_dicts
+from lawa_jax.interop.trajectory import Options, convert_trajectory
 
 ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_NUM_CPU_DEVICES": "1"}
@@ -59,3 +64,31 @@ def test_exit_codes(tmp_path, source):
     (source / "checkpoint3.pt").write_bytes((source / "checkpoint2.pt").read_bytes()[:-50])
     assert "checkpoint3.pt" in refused(3, "state_dicts", source, run)
     assert not run.exists() or "3" not in os.listdir(run / "epochs")
+
+
+def test_killed_in_the_middle(tmp_path):
+    """kill -9: what is listed is whole, and the same command goes on."""
+    source, run, last = tmp_path / "source", tmp_path / "run", 30
+    source.mkdir()
+    for epoch in range(1, last + 1):
+        state = {str(i): torch.full((999,), float(epoch)) for i in range(40)}
+        torch.save({"model": state}, source / f"checkpoint{epoch}.pt")
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "convert" / "state_dicts.py"), str(source), str(run)],
+        env=ENVIRONMENT,
+        stderr=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+    )
+    epochs = run / "epochs"
+    while process.poll() is None and not (epochs.is_dir() and list_steps(run)):
+        time.sleep(0.001)
+    process.kill()
+    process.wait()
+    finished = list_steps(run)
+    assert 0 < len(finished) < last
+    for epoch in finished:
+        verify_checkpoint(open_checkpoint(run, step=epoch))
+    summary = convert_trajectory(source, run, state_dicts.convert, Options())
+    assert set(finished) <= set(summary.finished_before)
+    assert sorted(p.name for p in epochs.iterdir()) == sorted(map(str, range(1, last + 1)))
+    assert open_checkpoint(run, step=last).read_leaf("params/7")[0] == last

@@ -53,3 +53,10 @@ def test_missing(tmp_path):
         open_state(tmp_path / "none.pt")
     with pytest.raises(CheckpointNotFoundError, match="expected one model file"):
         open_state(tmp_path)
+
+
+def test_what_hugging_face_wrote_beside(tmp_path):
+    safetensors_files.write(tmp_path / "model.safetensors", {"w": np.ones(1, np.float32)}, {})
+    (tmp_path / "config.json").write_text('{"num_attention_heads": 4}')
+    (tmp_path / "trainer_state.json").write_text('{"global_step": 500, "epoch": 1.5}')
+    assert open_state(tmp_path).facts == {"heads": 4, "step": 500}
