@@ -7,7 +7,7 @@ import jax
 import ml_dtypes
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 
 import lawa_jax
 from lawa_jax.checkpoints import Checkpoint, open_checkpoint, write_checkpoint
@@ -258,3 +258,43 @@ def test_impossible_options_are_explained(run):
         run_jobs([window_job(run, k=2)], options=Options(threads=0))
     with pytest.raises(SelectionError, match="dtype: expected float32"):
         run_jobs([window_job(run, k=2)], options=Options(dtype="float33"))
+
+
+DTYPES = [np.float32, np.float16, ml_dtypes.bfloat16, np.float64, np.complex64, np.int32]
+
+
+@given(
+    leaves=st.lists(
+        st.tuples(st.sampled_from(DTYPES), st.lists(st.integers(1, 9), max_size=3)),
+        min_size=1, max_size=4,
+    ),
+    k=st.integers(1, 5),
+    method=st.sampled_from(["uniform", "linear", "ema:0.3", "power_ema:0.2", "decay:cosine"]),
+    limit=st.sampled_from([16, 200, 1 << 20]),
+    seed=st.integers(0, 999),
+)  # fmt: skip
+@settings(max_examples=25)
+def test_both_readers_and_the_jitted_average_give_the_same_bits(
+    tmp_path_factory, leaves, k, method, limit, seed
+):
+    folder = tmp_path_factory.mktemp("any")
+    generator = np.random.default_rng(seed)
+    trees = [
+        {
+            # Halves around 1: normal numbers in every dtype.
+            f"leaf{i}": (generator.uniform(0.5, 2, shape) * 8).astype(dtype)
+            for i, (dtype, shape) in enumerate(leaves)
+        }
+        for _ in range(k)
+    ]
+    for step, each in enumerate(trees, start=1):
+        write_checkpoint(folder / str(step), each, checksums=False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lawa_jax.streaming.plan.BLOCK_BYTES", limit)
+        in_place = average_checkpoints(folder, k=k, method=method)
+        patch.setattr(Checkpoint, "_reads_in_place", lambda self, name: False)
+        through_tensorstore = average_checkpoints(folder, k=k, method=method)
+    assert_same_bits(in_place, through_tensorstore)
+    weights = window_job(folder, k=k, method=method).weights
+    with jax.enable_x64(True):
+        assert_same_bits(in_place, lawa_jax.average(trees, weights))
