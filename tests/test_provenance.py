@@ -84,6 +84,14 @@ def test_the_record_says_how_to_make_it_again(made):
     assert open_checkpoint(made / "out").checksums.keys() == record["dtypes"].keys()
 
 
+def test_sources_given_relatively_are_found_from_anywhere(made, monkeypatch):
+    monkeypatch.chdir(made)
+    run_jobs([window_job("run", k=2)], ["relative"])
+    shutil.move("relative", made / "run" / "moved")
+    monkeypatch.chdir("/")
+    assert verify(str(made / "run" / "moved")).sources == ["run@2", "run@3"]
+
+
 def test_a_flipped_bit_in_the_output(made):
     flip(chunk(made / "out", "params.w"))
     with pytest.raises(CorruptCheckpointError, match=r"out, leaf 'params/w': bytes changed since"):

@@ -5,7 +5,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from lawa_jax.checkpoints import Checkpoint, open_checkpoint
+from lawa_jax.checkpoints import Checkpoint, open_checkpoint, write_checkpoint
 from lawa_jax.trajectory import average_checkpoints
 
 
@@ -139,6 +139,15 @@ def test_optimizer_state_is_averaged_only_when_asked(lawa, foreign, tmp_path):
     assert sorted(open_checkpoint(tmp_path / "asked", include="*").leaves) == [
         "opt_state/0/mu/dense/kernel", "params/dense/kernel",
     ]  # fmt: skip
+
+
+def test_optimizer_state_is_known_without_a_branch_of_parameters(lawa, tmp_path):
+    """As Flax NNX states are saved: layers beside an optimizer."""
+    state = {"conv": {"kernel": np.ones(3, np.float32)}, "optimizer": {"mu": np.ones(3)}}
+    for step in (1, 2):
+        write_checkpoint(tmp_path / "run" / str(step), state)
+    lawa("average", tmp_path / "run", "-k", "2", "-o", tmp_path / "out")
+    assert list(open_checkpoint(tmp_path / "out", include="*").leaves) == ["conv/kernel"]
 
 
 def test_items_dtypes_and_patterns(lawa, foreign, run, tmp_path):
