@@ -28,6 +28,7 @@ import numpy as np
 
 from lawa_jax import summation
 from lawa_jax import tree as trees_
+from lawa_jax.coefficients import check_weights
 from lawa_jax.errors import SelectionError, TreeMismatchError
 from lawa_jax.summation import Precision, Sum
 from lawa_jax.tree import PyTree
@@ -155,28 +156,6 @@ class Accumulator:
                 self._sums, self._newest, divisor, zero, self._like, self._precision, self._dtype
             )
         return jax.tree.unflatten(self._structure, out)
-
-
-def check_weights(n: int, weights: Sequence[float] | None) -> tuple[list[float], float]:
-    """Weights (all 1 by default) and their exactly rounded sum, after checking them.
-
-    Raises:
-      SelectionError: nothing to average, a wrong number of weights, one not finite, or sum zero.
-    """
-    if n < 1:
-        raise SelectionError("there is nothing to average: expected at least 1 tree, found 0")
-    w = [1.0] * n if weights is None else [float(x) for x in weights]
-    if len(w) != n:
-        raise SelectionError(f"expected {n} weights, one a tree, found {len(w)}")
-    if not all(map(math.isfinite, w)):
-        raise SelectionError(f"expected finite weights, found {w}")
-    try:
-        total = math.fsum(w)
-    except OverflowError:
-        raise SelectionError(f"weights too large to be summed: {w}") from None
-    if total == 0:
-        raise SelectionError(f"weights sum to zero: {w}")
-    return w, total
 
 
 def _dtype_name(dtype: Any) -> str | None:

@@ -16,6 +16,20 @@ a ``var`` leaf for each BatchNorm. Flax Linen::
 
     lambda tree, x: model.apply(tree, x, train=True, mutable=["batch_stats"])[1]["batch_stats"]
 
+Flax NNX, whose collection may be an `nnx.State`::
+
+    model.train()
+    graphdef, batch_stats, rest = nnx.split(model, nnx.BatchStat, ...)
+
+    @jax.jit
+    def apply_fn(tree, x):
+        model = nnx.merge(graphdef, tree["batch_stats"], tree["rest"])
+        model(x)
+        return nnx.state(model, nnx.BatchStat)
+
+    new = recalibrate(apply_fn, {"batch_stats": batch_stats, "rest": rest}, batches)
+    nnx.update(model, new["batch_stats"])
+
 Such a function returns *moved* statistics, ``m * old + (1 - m) * batch``, with a momentum m that
 only the module knows. The moments of the batch are read off exactly by choosing `old`: zeros give
 ``(1 - m) * batch`` without cancellation, and one extra pass with `old` = 2**100 gives m itself. No
@@ -36,40 +50,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from lawa_jax.errors import NonFiniteError, TreeMismatchError
-from lawa_jax.tree import PyTree, leaf_name, named_leaves
+from lawa_jax.tree import COLLECTION, WRAPPERS, PyTree, batch_statistics, leaf_name, named_leaves
 
-COLLECTION = "batch_stats"
 Policy = Literal["recalibrate", "average", "latest"]
 POLICIES: tuple[Policy, ...] = ("recalibrate", "average", "latest")
 
 ApplyFn = Callable[[dict[str, Any], Any], dict[str, Any]]
 # By BatchNorm name: mean, variance, and how many values (or samples) they are of.
 _Moments = dict[str, tuple[np.ndarray, np.ndarray, int]]
-_PAIRS = (("mean", "var"), ("running_mean", "running_var"))
-# Names under which Orbax stores the array inside an NNX variable.
-_WRAPPERS = ("value", "raw_value")
-
-
-def batch_statistics(names: Iterable[str]) -> set[str]:
-    """Which of these leaf names are BatchNorm statistics, as far as names tell.
-
-    They are: every leaf below a key ``batch_stats``; and every pair of leaves ``mean`` and ``var``,
-    or ``running_mean`` and ``running_var``, of one parent, with or without a trailing ``value``
-    (states of Flax NNX as Orbax stores them).
-
-    Example: ``{"params/bn/scale", "batch_stats/bn/mean", "model/bn/running_mean",
-    "model/bn/running_var"}`` has three.
-    """
-    names = set(names)
-    found = {name for name in names if COLLECTION in name.split("/")[:-1]}
-    for name in names:
-        keys = name.split("/")
-        at = len(keys) - 2 if keys[-1] in _WRAPPERS and len(keys) > 1 else len(keys) - 1
-        for mean, var in _PAIRS:
-            partner = {mean: var, var: mean}.get(keys[at])
-            if partner and "/".join([*keys[:at], partner, *keys[at + 1 :]]) in names:
-                found.add(name)
-    return found
 
 
 def select_statistics(average: PyTree, newest: PyTree, policy: Policy) -> PyTree:
@@ -120,6 +108,16 @@ def recalibrate(
     little, since layers behind the first BatchNorm see batch-normalised inputs.
 
     Example: batches of 1 and 2 values, means 1 and 4, no spread: mean 3, variance 2 (biased).
+    For a Flax Linen model::
+
+        @jax.jit
+        def apply_fn(tree, x):
+            return model.apply(tree, x, train=True, mutable=["batch_stats"])[1]["batch_stats"]
+
+        tree = lawa_jax.average_checkpoints(run, k=5)  # {"params": ..., "batch_stats": ...}
+        tree = lawa_jax.recalibrate(apply_fn, tree, batches)
+
+    The module's text shows Flax NNX.
 
     Args:
       apply_fn: see the module's text. Jit it: it is called once per batch, for the first twice.
@@ -135,7 +133,8 @@ def recalibrate(
     Raises:
       ValueError: no batches.
       NonFiniteError: a moment is NaN or infinite; names BatchNorm and batch.
-      TreeMismatchError: a statistic without its partner, or `apply_fn` returned other leaves.
+      TreeMismatchError: a statistic without its partner or outside of ``"batch_stats"``, or
+        `apply_fn` returned other leaves.
     """
     pooled: dict[str, tuple[np.ndarray, np.ndarray, int]] = {}
     counted = False
@@ -192,6 +191,12 @@ def _batch_moments(
     """Moments of every BatchNorm in each batch; in float64 on the host."""
     norms = _norms(tree)
     if not norms:
+        elsewhere = sorted(batch_statistics(named_leaves(tree)))
+        if COLLECTION not in tree and elsewhere:
+            raise TreeMismatchError(
+                f"expected the BatchNorm statistics under {COLLECTION!r}, found {elsewhere[0]!r}; "
+                "split them off (nnx.split with nnx.BatchStat)"
+            )
         return
     zeroed = _with_statistics(tree, 0.0)
     kept: dict[str, float] | None = None  # the momentum of each BatchNorm
@@ -201,7 +206,7 @@ def _batch_moments(
         size = _leading_dimension(batch) if samples is None else samples(batch)
         moved = apply_fn(zeroed, batch)
         if number == 0 and not _counts(moved):
-            kept = _momenta(named_leaves(apply_fn(_with_statistics(tree, _LARGE), batch)), norms)
+            kept = _momenta(_leaves(apply_fn(_with_statistics(tree, _LARGE), batch)), norms)
         # Read one batch behind, so that the device works while the host adds.
         if pending is not None:
             yield _read(*pending, norms, kept)
@@ -214,7 +219,7 @@ def _batch_moments(
 def _read(
     number: int, moved: dict[str, Any], size: int, norms: list[str], kept: dict[str, float] | None
 ) -> _BatchMoments:
-    leaves = named_leaves(moved)
+    leaves = _leaves(moved)
     moments: _Moments = {}
     for norm in norms:
         try:
@@ -258,9 +263,19 @@ def _momenta(leaves: dict[str, Any], norms: list[str]) -> dict[str, float]:
     return kept
 
 
+def _leaves(statistics: PyTree) -> dict[str, Any]:
+    """Leaves by name; ``bn/mean`` also where an `nnx.State` calls it ``bn/mean/value``."""
+    return {_plain(name): leaf for name, leaf in named_leaves(statistics).items()}
+
+
+def _plain(name: str) -> str:
+    head, _, last = name.rpartition("/")
+    return head if head and last in WRAPPERS else name
+
+
 def _norms(tree: dict[str, Any]) -> list[str]:
     """Prefixes (``bn1/``) of the BatchNorms in the collection."""
-    names = named_leaves(tree.get(COLLECTION, {}))
+    names = _leaves(tree.get(COLLECTION, {}))
     prefixes = []
     for name in names:
         head, _, last = name.rpartition("/")
@@ -280,7 +295,7 @@ def _with_statistics(tree: dict[str, Any], value: float) -> dict[str, Any]:
     """`tree` with every mean and var filled with `value`, in float32 at least."""
 
     def fill(path: Any, leaf: Any) -> Any:
-        if leaf_name(path).rpartition("/")[2] not in ("mean", "var"):
+        if _plain(leaf_name(path)).rpartition("/")[2] not in ("mean", "var"):
             return leaf
         wide = jnp.float64 if leaf.dtype == jnp.float64 else jnp.float32
         return jnp.full_like(leaf, value, dtype=wide)
@@ -295,7 +310,7 @@ def _replaced(
         return tree
 
     def put(path: Any, leaf: Any) -> Any:
-        head, _, last = leaf_name(path).rpartition("/")
+        head, _, last = _plain(leaf_name(path)).rpartition("/")
         if last not in ("mean", "var"):
             return leaf
         mean, var = statistics[head + "/" if head else ""]
@@ -306,7 +321,7 @@ def _replaced(
 
 
 def _counts(statistics: dict[str, Any]) -> bool:
-    return any(name.rpartition("/")[2] == "count" for name in named_leaves(statistics))
+    return any(name.rpartition("/")[2] == "count" for name in _leaves(statistics))
 
 
 def _leading_dimension(batch: Any) -> int:

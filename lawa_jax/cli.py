@@ -1,26 +1,10 @@
 """`lawa`: average the checkpoints of any Orbax directory, without the code that wrote it."""
 
 import sys
-from collections.abc import Callable, Sequence
-from typing import Any
-
-import tyro
+from collections.abc import Sequence
 
 from lawa_jax import script
-from lawa_jax.commands.average import Average
-from lawa_jax.commands.compare import Diff, Verify
-from lawa_jax.commands.inspect import Inspect
-from lawa_jax.commands.ls import Ls
-from lawa_jax.commands.sweep import Sweep
 
-COMMANDS: dict[str, Callable[..., Any]] = {
-    "ls": Ls,
-    "inspect": Inspect,
-    "average": Average,
-    "sweep": Sweep,
-    "diff": Diff,
-    "verify": Verify,
-}
 DESCRIPTION = """Latest Weight Averaging for any Orbax trajectory.
 
 Exit codes: 0 ok, 1 run failed, 2 usage, selection or mismatch, 3 I/O or corruption, 130/143 signal.
@@ -29,8 +13,27 @@ Exit codes: 0 ok, 1 run failed, 2 usage, selection or mismatch, 3 I/O or corrupt
 
 def execute(argv: Sequence[str]) -> int | None:
     """Parse and run one command; errors are raised."""
+    # Imported here, where a Ctrl-C already ends in a message and an exit code.
+    import tyro
+
+    from lawa_jax.commands.average import Average
+    from lawa_jax.commands.compare import Diff, Verify
+    from lawa_jax.commands.inspect import Inspect
+    from lawa_jax.commands.ls import Ls
+    from lawa_jax.commands.sweep import Sweep
+
     command = tyro.extras.subcommand_cli_from_dict(
-        COMMANDS, args=list(argv), prog="lawa", description=DESCRIPTION
+        {
+            "ls": Ls,
+            "inspect": Inspect,
+            "average": Average,
+            "sweep": Sweep,
+            "diff": Diff,
+            "verify": Verify,
+        },
+        args=list(argv),
+        prog="lawa",
+        description=DESCRIPTION,
     )
     code: int | None = command()
     return code

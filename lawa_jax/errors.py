@@ -70,6 +70,10 @@ class CheckpointWriteError(LawaError, OSError):
 
     exit_code = EXIT_IO
 
+    def __str__(self) -> str:
+        # Without the "[Errno 28]" that OSError puts in front: the text says what it is.
+        return self.strerror or super().__str__()
+
 
 class UnsafePickleError(LawaError, ValueError):
     """A pickle asks for something that weights do not need; it was not run."""

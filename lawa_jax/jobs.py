@@ -3,7 +3,6 @@
 import dataclasses
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -11,7 +10,7 @@ from etils import epath
 
 from lawa_jax import coefficients, window
 from lawa_jax.checkpoints import list_steps, open_checkpoint, parse_address
-from lawa_jax.errors import SelectionError
+from lawa_jax.errors import CheckpointNotFoundError, SelectionError
 
 DEFAULT_MEMORY = 1 << 30
 BatchNorm = Literal["latest", "average"]
@@ -71,7 +70,7 @@ class Result(NamedTuple):
 
     job: Job
     tree: dict[str, Any] | None
-    path: Path | None
+    path: epath.Path | None
     digests: dict[str, str]
     input_digests: dict[str, dict[str, str]]
     bytes_read: int
@@ -98,9 +97,10 @@ def window_job(
       share: ``"1%"`` of the run's checkpoints (rounded up, at least 2) instead of `k`.
 
     Raises:
+      CheckpointNotFoundError: there are none in `run`.
       SelectionError: checkpoints that do not exist, an impossible window, an unknown method.
     """
-    existing = list_steps(run)
+    existing = _existing(run)
     if steps is not None:
         wanted = window.parse_steps(steps) if isinstance(steps, str) else steps
         chosen = window.select(existing, wanted)
@@ -133,7 +133,7 @@ def best_job(
         raise SelectionError(f"mode: expected min or max, found {mode!r}")
     values: dict[int, float] = {}
     known: set[str] = set()
-    for step in list_steps(run):
+    for step in _existing(run):
         metrics = open_checkpoint(run, step=step).metrics
         known |= metrics.keys()
         if metric in metrics and math.isfinite(metrics[metric]):
@@ -159,16 +159,8 @@ def weighted_job(sources: Sequence[str]) -> Job:
     """
     addresses, weights = [], []
     for text in sources:
-        head, colon, tail = text.rpartition(":")
-        weight: float | None = None
-        if colon and "/" not in tail:
-            try:
-                weight = float(tail)
-            except ValueError:
-                raise SelectionError(
-                    f"{text!r}: expected ADDRESS:WEIGHT with a number, found {tail!r}"
-                ) from None
-        addresses.append(text if weight is None else head)
+        place, weight = split_weight(text)
+        addresses.append(place)
         weights.append(weight)
     given = [w for w in weights if w is not None]
     if given and len(given) < len(weights):
@@ -179,6 +171,23 @@ def weighted_job(sources: Sequence[str]) -> Job:
         raise SelectionError(f"{twice[0]} is named twice; add its weights up instead")
     c = coefficients.custom(given) if given else coefficients.uniform(len(addresses))
     return Job(tuple(addresses), _weights(c), "custom" if given else "uniform", "weighted")
+
+
+def split_weight(text: str) -> tuple[str, float | None]:
+    """``"A@10:0.25"`` as address and weight; None where no weight is given.
+
+    Raises:
+      SelectionError: what follows the last colon is no number, and no such path exists.
+    """
+    head, colon, tail = text.rpartition(":")
+    if not colon or "/" in tail or "@" in tail or epath.Path(text).exists():
+        return text, None
+    try:
+        return head, float(tail)
+    except ValueError:
+        raise SelectionError(
+            f"{text!r}: expected ADDRESS:WEIGHT with a number, found {tail!r}"
+        ) from None
 
 
 def sweep_jobs(
@@ -212,6 +221,13 @@ def address(run: epath.PathLike, step: int) -> str:
 def step_of(source: str) -> int | None:
     """The step of an address, None without one."""
     return parse_address(source)[1]
+
+
+def _existing(run: epath.PathLike) -> list[int]:
+    steps = list_steps(run)
+    if not steps:
+        raise CheckpointNotFoundError(f"{run} holds no committed checkpoint")
+    return steps
 
 
 def _of_method(run: epath.PathLike, steps: Sequence[int], method: str, name: str) -> Job:

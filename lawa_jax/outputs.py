@@ -7,6 +7,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from etils import epath
+
 from lawa_jax import streaming
 from lawa_jax.checkpoints import Checkpoint, StreamingWriter
 from lawa_jax.checkpoints.discovery import step_of as step_of_directory
@@ -21,12 +23,12 @@ Progress = Callable[[int], None]
 
 def write_averages(
     jobs: Sequence[Job],
-    outs: Sequence[Path],
+    outs: Sequence[epath.Path],
     opened: dict[str, Checkpoint],
     plan: Plan,
     options: Options,
     overwrite: bool,
-    journal: Path | None,
+    journal: epath.PathLike | None,
     progress: Progress | None,
 ) -> list[Result]:
     """Make the averages of a plan and publish each as a checkpoint with its record.
@@ -44,7 +46,7 @@ def write_averages(
     with ExitStack() as stack:
         book = None
         if journal is not None:
-            book = Journal(journal, _identity(jobs, opened, outs, options))
+            book = Journal(Path(journal), _identity(jobs, opened, outs, options))
             stack.callback(book.close)
         return _write(stack, jobs, outs, opened, plan, options, overwrite, book, progress)
 
@@ -52,7 +54,7 @@ def write_averages(
 def _write(
     stack: ExitStack,
     jobs: Sequence[Job],
-    outs: Sequence[Path],
+    outs: Sequence[epath.Path],
     opened: dict[str, Checkpoint],
     plan: Plan,
     options: Options,
@@ -111,7 +113,7 @@ def _write(
 
 
 def _writer(
-    out: Path, newest: Checkpoint, plan: Plan, overwrite: bool, book: Journal | None
+    out: epath.Path, newest: Checkpoint, plan: Plan, overwrite: bool, book: Journal | None
 ) -> StreamingWriter:
     whole = not newest.selection.left_out
     return StreamingWriter(
@@ -151,7 +153,7 @@ def _adopt(
 
 def _record(
     job: Job,
-    out: Path,
+    out: epath.Path,
     opened: dict[str, Checkpoint],
     plan: Plan,
     options: Options,
@@ -175,7 +177,7 @@ def _record(
 
 
 def _identity(
-    jobs: Sequence[Job], opened: dict[str, Checkpoint], outs: Sequence[Path], options: Options
+    jobs: Sequence[Job], opened: dict[str, Checkpoint], outs: Sequence[epath.Path], options: Options
 ) -> dict[str, Any]:
     """What must be the same for an interrupted pass to be taken up again."""
     return {

@@ -1,17 +1,19 @@
 """Checking an average against its record, and one checkpoint against another."""
 
+import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from etils import epath
 
 from lawa_jax.checkpoints import Checkpoint, verify_checkpoint
+from lawa_jax.checkpoints.discovery import is_object_store
 from lawa_jax.checkpoints.metadata import read_json_item
 from lawa_jax.digest import strong_digest
 from lawa_jax.errors import CorruptCheckpointError, SelectionError
 from lawa_jax.jobs import Job, Options
-from lawa_jax.record import FORMAT
+from lawa_jax.record import FORMAT, problem_of
 from lawa_jax.trajectory import open_address, recompute
 from lawa_jax.tree import is_averaged
 
@@ -40,6 +42,7 @@ def read_record(checkpoint: Checkpoint) -> dict[str, Any]:
 
     Raises:
       SelectionError: it has none, or one of a later format.
+      CorruptCheckpointError: it is damaged, or contradicts itself.
     """
     record = read_json_item(checkpoint.step_dir / "record")
     if not record:
@@ -51,6 +54,11 @@ def read_record(checkpoint: Checkpoint) -> dict[str, Any]:
         raise SelectionError(
             f"{checkpoint.label}: its record has format {record.get('format')!r}, expected "
             f"{FORMAT}; use the version of lawa-jax that wrote it"
+        )
+    problem = problem_of(record)
+    if problem:
+        raise CorruptCheckpointError(
+            f"{checkpoint.label}: its record is damaged: {problem}; make the average again"
         )
     return record
 
@@ -109,13 +117,13 @@ def verify(
     return Verified(len(checkpoint.leaves), list(paths), [], sha256)
 
 
-def _find(source: dict[str, Any], checkpoint: Checkpoint) -> Path | None:
+def _find(source: dict[str, Any], checkpoint: Checkpoint) -> epath.Path | None:
     """Where a source is now: where it was, or where it was relative to the output."""
-    beside = Path(str(checkpoint.step_dir)).absolute().parent
-    for path in (Path(source["path"]), beside / source["relative"]):
-        if path.is_dir():
-            return path
-    return None
+    places = [epath.Path(source["path"])]
+    if source["relative"] is not None and not is_object_store(checkpoint.step_dir):
+        beside = os.path.dirname(os.path.abspath(checkpoint.step_dir))
+        places.append(epath.Path(beside, source["relative"]))
+    return next((path for path in places if path.is_dir()), None)
 
 
 class _Comparison:

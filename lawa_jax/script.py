@@ -7,7 +7,7 @@ from collections.abc import Callable
 from types import FrameType
 from typing import NoReturn
 
-from lawa_jax.errors import EXIT_IO, EXIT_OK, LawaError
+from lawa_jax.errors import EXIT_IO, EXIT_OK, EXIT_USAGE, LawaError
 
 EXIT_INTERRUPTED = 128 + signal.SIGINT
 EXIT_TERMINATED = 128 + signal.SIGTERM
@@ -34,6 +34,11 @@ def run(main: Callable[[], int | None]) -> NoReturn:
         # Whoever read our output has left; the interpreter must not flush into the void at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = EXIT_BROKEN_PIPE
+    except ImportError as error:
+        # Without a name it is a library's own message: what to install for gs://, for instance.
+        if error.name is not None:
+            raise
+        code = fail(str(error), EXIT_USAGE)
     except OSError as error:
         code = fail(_describe(error), EXIT_IO)
     except KeyboardInterrupt:

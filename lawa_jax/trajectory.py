@@ -2,21 +2,20 @@
 
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from etils import epath
 
 from lawa_jax import streaming
-from lawa_jax.batch_norm import batch_statistics
 from lawa_jax.checkpoints import Checkpoint, open_checkpoint, parse_address
+from lawa_jax.checkpoints.discovery import as_path
 from lawa_jax.errors import SelectionError
 from lawa_jax.jobs import DEFAULT_MEMORY, BatchNorm, Job, Options, Result, step_of, window_job
 from lawa_jax.outputs import write_averages
 from lawa_jax.streaming.plan import Plan
 from lawa_jax.streaming.sinks import MemorySink
-from lawa_jax.tree import nested
+from lawa_jax.tree import batch_statistics, is_averaged, nested
 
 Progress = Callable[[int], None]
 DEFAULTS = Options()
@@ -102,11 +101,11 @@ def estimate(jobs: Sequence[Job], options: Options = DEFAULTS) -> Estimate:
 
 def run_jobs(
     jobs: Sequence[Job],
-    outs: Sequence[Path] | None = None,
+    outs: Sequence[epath.PathLike] | None = None,
     *,
     options: Options = DEFAULTS,
     overwrite: bool = False,
-    journal: Path | None = None,
+    journal: epath.PathLike | None = None,
     progress: Progress | None = None,
 ) -> list[Result]:
     """Make all averages in one pass that reads every needed checkpoint once.
@@ -130,7 +129,8 @@ def run_jobs(
         return _in_memory(jobs, opened, plan, progress)
     if len(set(outs)) != len(jobs):
         raise SelectionError(f"expected {len(jobs)} different outputs, found {len(set(outs))}")
-    return write_averages(jobs, outs, opened, plan, options, overwrite, journal, progress)
+    paths = [as_path(out) for out in outs]
+    return write_averages(jobs, paths, opened, plan, options, overwrite, journal, progress)
 
 
 def recompute(
@@ -179,9 +179,12 @@ def _prepare(jobs: Sequence[Job], options: Options) -> tuple[dict[str, Checkpoin
 
 def _dtype(name: str) -> np.dtype:
     try:
-        return np.dtype(name)
+        dtype = np.dtype(name)
     except TypeError:
-        raise SelectionError(f"dtype: expected float32, bfloat16, ..., found {name!r}") from None
+        dtype = np.dtype(bool)
+    if not is_averaged(dtype):
+        raise SelectionError(f"dtype: expected float32, bfloat16, ..., found {name!r}")
+    return dtype
 
 
 def _in_order(jobs: Sequence[Job]) -> list[str]:

@@ -99,6 +99,31 @@ def test_flax_batch_norms_by_their_updates_alone(make, momentum):
     np.testing.assert_allclose(result["second"]["var"], [1, 1], rtol=1e-4)
 
 
+def test_plain_nnx_states():
+    """As the module's text says, with a generator's state in the model, too."""
+    model = Nnx(nnx.Rngs(0), 0.9)
+    model.dropout = nnx.Dropout(0.5, rngs=nnx.Rngs(1))
+    graphdef, statistics, rest = nnx.split(model, nnx.BatchStat, ...)
+
+    @jax.jit
+    def apply_fn(tree, x):
+        merged = nnx.merge(graphdef, tree["batch_stats"], tree["rest"])
+        merged.dropout(merged(x, train=True))
+        return nnx.state(merged, nnx.BatchStat)
+
+    batches = [column(0, 2), column(4, 6, 8)]
+    new = recalibrate(apply_fn, {"batch_stats": statistics, "rest": rest}, batches)
+    nnx.update(model, new["batch_stats"])
+    np.testing.assert_allclose(model.bn.mean[...], [4, 40], rtol=1e-6)
+    np.testing.assert_allclose(model.bn.var[...], [8, 800], rtol=1e-6)
+
+
+def test_statistics_elsewhere_are_not_passed_over():
+    tree = {"model": {"bn": {"mean": np.zeros(2), "var": np.ones(2)}}}
+    with pytest.raises(TreeMismatchError, match="under 'batch_stats', found 'model/bn/mean'"):
+        recalibrate(lambda tree, x: {}, tree, [column(1)])
+
+
 @given(
     sizes=st.lists(st.integers(2, 9), min_size=1, max_size=6),
     offset=st.sampled_from([0.0, 3000.0]),

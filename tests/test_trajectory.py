@@ -1,8 +1,4 @@
 import json
-import os
-import subprocess
-import sys
-import textwrap
 from collections import Counter
 from pathlib import Path
 
@@ -11,11 +7,10 @@ import jax
 import ml_dtypes
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 
 import lawa_jax
-from lawa_jax import streaming, trajectory
-from lawa_jax.checkpoints import Checkpoint, list_steps, open_checkpoint, write_checkpoint
+from lawa_jax.checkpoints import Checkpoint, open_checkpoint, write_checkpoint
 from lawa_jax.errors import (
     CorruptCheckpointError,
     NonFiniteError,
@@ -265,139 +260,41 @@ def test_impossible_options_are_explained(run):
         run_jobs([window_job(run, k=2)], options=Options(dtype="float33"))
 
 
-def test_an_interrupted_sweep_goes_on_and_repeats_at_most_what_was_in_flight(
-    run, tmp_path, monkeypatch
+DTYPES = [np.float32, np.float16, ml_dtypes.bfloat16, np.float64, np.complex64, np.int32]
+
+
+@given(
+    leaves=st.lists(
+        st.tuples(st.sampled_from(DTYPES), st.lists(st.integers(1, 9), max_size=3)),
+        min_size=1, max_size=4,
+    ),
+    k=st.integers(1, 5),
+    method=st.sampled_from(["uniform", "linear", "ema:0.3", "power_ema:0.2", "decay:cosine"]),
+    limit=st.sampled_from([16, 200, 1 << 20]),
+    seed=st.integers(0, 999),
+)  # fmt: skip
+@settings(max_examples=25)
+def test_both_readers_and_the_jitted_average_give_the_same_bits(
+    tmp_path_factory, leaves, k, method, limit, seed
 ):
-    jobs = sweep_jobs(run, ks=[2, 3], ends=[6, 8])
-    outs, journal = [tmp_path / job.name for job in jobs], tmp_path / ".journal"
-    monkeypatch.setattr("lawa_jax.streaming.plan.BLOCK_BYTES", 64)
-    plan = trajectory._prepare(jobs, Options())[1]
-    total = sum(1 for name in plan.specs for _ in plan.blocks(name))
-    original, seen = streaming.execution._Pass.block, Counter()
-
-    def dying(self, lane, name, number, index):
-        if sum(seen.values()) == 10:
-            raise KeyboardInterrupt
-        seen[name, number] += 1
-        original(self, lane, name, number, index)
-
-    monkeypatch.setattr(streaming.execution._Pass, "block", dying)
-    options = Options(threads=1)
-    with pytest.raises(KeyboardInterrupt):
-        run_jobs(jobs, outs, options=options, journal=journal)
-    assert list_steps(tmp_path) == []
-    assert not any(out.exists() for out in outs)
-    monkeypatch.setattr(
-        streaming.execution._Pass, "block",
-        lambda self, lane, name, number, index: (
-            seen.update([(name, number)]), original(self, lane, name, number, index)
-        )[1],
-    )  # fmt: skip
-    run_jobs(jobs, outs, options=options, journal=journal)
-    assert len(seen) == total
-    assert sum(seen.values()) == total
-    assert not journal.exists()
-    for job, out in zip(jobs, outs, strict=True):
-        assert_same_bits(open_checkpoint(out).read_tree(), run_jobs([job])[0].tree)
-
-
-def test_a_journal_of_another_sweep_is_not_continued(run, tmp_path, monkeypatch):
-    jobs = sweep_jobs(run, ks=[2], ends=[6, 8])
-    outs, journal = [tmp_path / job.name for job in jobs], tmp_path / ".journal"
-    with monkeypatch.context() as patch:
-        patch.setattr(
-            "lawa_jax.checkpoints.StreamingWriter.finish",
-            lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt),
-        )
-        with pytest.raises(KeyboardInterrupt):
-            run_jobs(jobs, outs, journal=journal)
-    other = sweep_jobs(run, ks=[3], ends=[6, 8])
-    outs = [tmp_path / job.name for job in other]
-    run_jobs(other, outs, journal=journal)
-    assert_same_bits(open_checkpoint(outs[0]).read_tree(), run_jobs(other[:1])[0].tree)
-
-
-KILLED = """
-    import os, sys
-    from pathlib import Path
-    from lawa_jax.checkpoints.streaming_writer import StreamingWriter
-    from lawa_jax.jobs import sweep_jobs
-    from lawa_jax.trajectory import run_jobs
-    run, folder, moment = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
-    calls = 0
-    original = getattr(StreamingWriter, moment)
-    def killing(self, *args, **kwargs):
-        global calls
-        calls += 1
-        if calls == int(sys.argv[4]):
-            os.kill(os.getpid(), 9)
-        return original(self, *args, **kwargs)
-    setattr(StreamingWriter, moment, killing)
-    jobs = sweep_jobs(run, ks=[2, 3], ends=[6, 8])
-    run_jobs(jobs, [folder / job.name for job in jobs], journal=folder / ".journal")
-"""
-
-
-@pytest.mark.parametrize(
-    ("moment", "call"), [("write", 1), ("write", 17), ("finish", 1), ("finish", 3)]
-)
-def test_kill_9_leaves_nothing_that_looks_finished_and_the_sweep_goes_on(
-    run, tmp_path, moment, call
-):
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(KILLED), run, tmp_path, moment, str(call)],
-        env={**os.environ, "PYTHONPATH": str(ROOT)}, check=False,
-    )  # fmt: skip
-    assert done.returncode == -9
-    jobs = sweep_jobs(run, ks=[2, 3], ends=[6, 8])
-    outs = [tmp_path / job.name for job in jobs]
-    expected = [run_jobs([job])[0].tree for job in jobs]
-    finished = [out for out in outs if out.exists()]
-    assert len(finished) == (call - 1 if moment == "finish" else 0)
-    for out, tree_ in zip(outs, expected, strict=True):
-        if out in finished:
-            assert_same_bits(open_checkpoint(out).read_tree(), tree_)
-    run_jobs(jobs, outs, journal=tmp_path / ".journal")
-    for out, tree_ in zip(outs, expected, strict=True):
-        assert_same_bits(open_checkpoint(out).read_tree(), tree_)
-    assert_same_bits(open_checkpoint(run, step=8, include=["*"]).read_tree(), tree(8))
-
-
-MEASURED = """
-    import resource, sys
-    import jax, numpy
-    from lawa_jax.trajectory import run_jobs, estimate
-    from lawa_jax.jobs import window_job, Options
-    from pathlib import Path
-    def peak():
-        for line in open("/proc/self/status"):
-            if line.startswith("VmHWM"):
-                return int(line.split()[1]) * 1024
-    job = window_job(sys.argv[1], k=int(sys.argv[3]))
-    options = Options(memory=int(sys.argv[4]))
-    bound = estimate([job], options).memory_bound
-    before = peak()
-    run_jobs([job], [Path(sys.argv[2])], options=options)
-    print(peak() - before, bound)
-"""
-
-
-@pytest.mark.slow
-def test_memory_stays_within_the_printed_bound_whatever_k(tmp_path):
-    run = tmp_path / "run"
-    generator = np.random.default_rng(0)
-    for step in (1, 2):
-        big = generator.standard_normal((4096, 16384), np.float32)  # 268 MB
-        write_checkpoint(run / str(step), {"params": {"big": big}}, checksums=False)
-    for step in range(3, 21):
-        (run / str(step)).symlink_to(run / str(1 + step % 2))
-    for k in (2, 20):
-        done = subprocess.run(
-            [sys.executable, "-c", textwrap.dedent(MEASURED), run, tmp_path / f"out{k}", str(k),
-             str(100 << 20)],
-            env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True, text=True,
-            stdout=subprocess.PIPE,
-        )  # fmt: skip
-        used, bound = map(int, done.stdout.split())
-        assert bound <= 100 << 20
-        assert used <= bound
+    folder = tmp_path_factory.mktemp("any")
+    generator = np.random.default_rng(seed)
+    trees = [
+        {
+            # Halves around 1: normal numbers in every dtype.
+            f"leaf{i}": (generator.uniform(0.5, 2, shape) * 8).astype(dtype)
+            for i, (dtype, shape) in enumerate(leaves)
+        }
+        for _ in range(k)
+    ]
+    for step, each in enumerate(trees, start=1):
+        write_checkpoint(folder / str(step), each, checksums=False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lawa_jax.streaming.plan.BLOCK_BYTES", limit)
+        in_place = average_checkpoints(folder, k=k, method=method)
+        patch.setattr(Checkpoint, "_reads_in_place", lambda self, name: False)
+        through_tensorstore = average_checkpoints(folder, k=k, method=method)
+    assert_same_bits(in_place, through_tensorstore)
+    weights = window_job(folder, k=k, method=method).weights
+    with jax.enable_x64(True):
+        assert_same_bits(in_place, lawa_jax.average(trees, weights))

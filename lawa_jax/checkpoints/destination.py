@@ -19,6 +19,7 @@ from lawa_jax.checkpoints.chunk_files import ChunkFiles
 from lawa_jax.checkpoints.discovery import COMMIT_MARKER, is_object_store
 from lawa_jax.checkpoints.orbax_layout import COMMITTED
 from lawa_jax.checkpoints.raw_reader import Bounds
+from lawa_jax.checkpoints.staging import Lock, new_staging
 from lawa_jax.errors import OutputExistsError
 
 
@@ -58,9 +59,13 @@ class LocalDestination:
         self._target = Path(os.path.abspath(target))
         self._overwrite = overwrite
         publish.check_free(self._target, overwrite=overwrite)
-        self._staging = publish.staging_path(self._target) if staging is None else staging
-        self._target.parent.mkdir(parents=True, exist_ok=True)
-        self._staging.mkdir(exist_ok=staging is not None)
+        self._lock: Lock | None = None
+        if staging is None:
+            self._staging, self._lock = new_staging(self._target)
+        else:
+            self._staging = staging
+            self._target.parent.mkdir(parents=True, exist_ok=True)
+            staging.mkdir(exist_ok=True)
         self.target, self.staging = epath.Path(self._target), epath.Path(self._staging)
 
     def array(self, folder: str, header: ArrayHeader) -> ChunkFiles:
@@ -82,10 +87,16 @@ class LocalDestination:
     def publish(self) -> None:
         """See `Destination`."""
         publish.publish(self._staging, self._target, overwrite=self._overwrite)
+        self._release()
 
     def abort(self) -> None:
         """See `Destination`."""
         shutil.rmtree(self._staging, ignore_errors=True)
+        self._release()
+
+    def _release(self) -> None:
+        if self._lock is not None:
+            self._lock.release()
 
 
 class TensorStoreSink:
@@ -96,14 +107,15 @@ class TensorStoreSink:
 
         from lawa_jax.checkpoints.tensorstore_reader import directory_spec
 
-        self._store: Any = ts.open(
-            {
-                "driver": "zarr",
-                "kvstore": directory_spec(folder),
-                "store_data_equal_to_fill_value": True,
-            },
-            open=True,
-        ).result()
+        spec = {
+            "driver": "zarr",
+            "kvstore": directory_spec(folder),
+            "store_data_equal_to_fill_value": True,
+        }
+        try:
+            self._store: Any = ts.open(spec, open=True).result()
+        except ValueError as error:
+            raise OSError(str(error)) from error
 
     def write(self, bounds: Bounds, block: np.ndarray) -> None:
         """See `BlockSink`."""

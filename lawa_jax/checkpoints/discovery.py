@@ -35,6 +35,20 @@ def is_object_store(path: epath.PathLike) -> bool:
     return "://" in str(path)
 
 
+def as_path(path: epath.PathLike) -> epath.Path:
+    """A local or object-store path.
+
+    Raises:
+      SelectionError: a scheme nobody has taught epath.
+    """
+    try:
+        return epath.Path(path)
+    except KeyError:
+        raise SelectionError(
+            f"{path}: expected a local path or one of gs://, s3://, az://, hf://"
+        ) from None
+
+
 def step_of(name: str) -> int | None:
     """The step a directory name stands for: ``90``, ``000090``, ``checkpoint_90``."""
     if TMP_MARKER in name or name.startswith("."):
@@ -87,7 +101,7 @@ def is_committed(step_dir: epath.Path) -> bool:
 
 def step_directories(root: epath.PathLike) -> dict[int, epath.Path]:
     """Committed steps below `root` (a run, or its ``epochs``), ascending."""
-    root = epath.Path(root)
+    root = as_path(root)
     for place in (root / "epochs", root):
         if not place.is_dir():
             continue
@@ -113,7 +127,7 @@ def list_steps(root: epath.PathLike) -> list[int]:
     Raises:
       CheckpointNotFoundError: `root` is not a directory.
     """
-    root = epath.Path(root)
+    root = as_path(root)
     if not root.is_dir():
         raise CheckpointNotFoundError(f"{root} is not a directory; give a run directory")
     return list(step_directories(root))
@@ -171,7 +185,7 @@ def locate(path: epath.PathLike, step: int | None = None, item: str | None = Non
       CheckpointNotFoundError: nothing there, or not that step; lists those that are.
       SelectionError: no such item, or several and none named.
     """
-    path = epath.Path(path)
+    path = as_path(path)
     if not path.is_dir():
         raise CheckpointNotFoundError(f"{path} is not a directory; give a run, step or item")
     if TMP_MARKER in str(path.name):

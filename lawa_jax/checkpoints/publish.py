@@ -20,9 +20,9 @@ _RENAME_NOREPLACE, _RENAME_EXCHANGE = 1, 2
 _UNSUPPORTED = {errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EPERM}
 
 
-def staging_path(directory: Path) -> Path:
+def _old_name(directory: Path) -> Path:
     """A new name beside `directory`, which every reader of Orbax checkpoints ignores."""
-    return directory.with_name(f"{directory.name}{TMP_MARKER}-{uuid.uuid4().hex[:12]}")
+    return directory.with_name(f"{directory.name}{TMP_MARKER}-old-{uuid.uuid4().hex[:12]}")
 
 
 @functools.cache
@@ -101,7 +101,7 @@ def _replace(source: Path, target: Path) -> None:
     if _rename_with(source, target, _RENAME_EXCHANGE):
         old = source
     else:
-        old = staging_path(target)
+        old = _old_name(target)
         os.rename(target, old)
         try:
             rename_no_replace(source, target)

@@ -86,8 +86,13 @@ def default_selection(leaves: Mapping[str, Keys]) -> Selection:
 
 
 def matches(name: str, pattern: str) -> bool:
-    """Whether a pattern (``params/*/kernel``; ``*`` also spans ``/``) or a branch names a leaf."""
-    return fnmatch.fnmatchcase(name, pattern) or name.startswith(pattern.rstrip("/") + "/")
+    """Whether a pattern (``params/*/kernel``; ``*`` also spans ``/``) names a leaf or a branch."""
+    branch = pattern.rstrip("/") + "/"
+    return (
+        fnmatch.fnmatchcase(name, pattern)
+        or name.startswith(branch)
+        or fnmatch.fnmatchcase(name, branch + "*")
+    )
 
 
 def _check_used(patterns: Iterable[str], names: Iterable[str], label: str) -> None:

@@ -1,25 +1,29 @@
 """`lawa average`: a window of a run, its best checkpoints, or any weighted set."""
 
 import dataclasses
+import math
 import sys
 import time
-from pathlib import Path as FilePath
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
 from lawa_jax.commands.common import Averaging, human, print_json, progress, rows
 from lawa_jax.errors import ConfigError
-from lawa_jax.jobs import Job, best_job, weighted_job, window_job
-from lawa_jax.trajectory import Estimate, estimate, run_jobs
+
+if TYPE_CHECKING:
+    from lawa_jax.jobs import Job
+    from lawa_jax.trajectory import Estimate
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Average(Averaging):
     """Average checkpoints: lawa average RUN -k 5 --end 90 -o OUT; lawa average RUN --best 5
     --metric val/top1 --mode max -o OUT; lawa average A@10:0.25 B@20:0.75 -o OUT."""
 
-    sources: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
+    sources: Annotated[
+        tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN[@STEP[:WEIGHT]]")
+    ] = ()
     """A run to choose from; or several checkpoints RUN@step[:weight]."""
     k: Annotated[int | None, tyro.conf.arg(aliases=["-k"])] = None
     """Number of latest checkpoints, 5 by default."""
@@ -42,6 +46,8 @@ class Average(Averaging):
 
     def __call__(self) -> None:
         """Make the average."""
+        from lawa_jax.trajectory import estimate, run_jobs
+
         job = self._job()
         expected = estimate([job], self.options())
         if self.dry_run:
@@ -55,7 +61,7 @@ class Average(Averaging):
         with progress(expected.bytes_to_read, "reading") as advance:
             result = run_jobs(
                 [job],
-                [FilePath(self.out)],
+                [self.out],
                 options=self.options(),
                 overwrite=self.overwrite,
                 progress=advance,
@@ -65,9 +71,14 @@ class Average(Averaging):
             print_json(
                 {
                     "out": str(result.path),
-                    "sources": dict(zip(job.sources, job.weights, strict=True)),
+                    "sources": sources_of(job),
                     "method": job.method,
+                    "leaves": expected.leaves,
                     "bytes_read": result.bytes_read,
+                    "bytes_written": expected.bytes_to_write,
+                    "memory_bound": expected.memory_bound,
+                    "statistics": expected.statistics,
+                    "bn": self.bn if expected.statistics else None,
                     "seconds": {**result.seconds, "all": seconds},
                     "digests": result.digests,
                 }
@@ -79,7 +90,10 @@ class Average(Averaging):
                 f"{result.path}"
             )
 
-    def _job(self) -> Job:
+    def _job(self) -> "Job":
+        from lawa_jax.checkpoints import parse_address
+        from lawa_jax.jobs import best_job, split_weight, weighted_job, window_job
+
         given = {
             "--best": self.best is not None,
             "--steps": self.steps is not None,
@@ -93,7 +107,9 @@ class Average(Averaging):
             raise ConfigError(f"{' and '.join(chosen)} contradict each other; choose one")
         if self.steps is not None and self.end is not None:
             raise ConfigError("--steps names every checkpoint; leave --end out")
-        if len(self.sources) > 1 or "@" in self.sources[0]:
+        place, weight = split_weight(self.sources[0])
+        one = weight is not None or parse_address(place)[1] is not None
+        if len(self.sources) > 1 or one:
             if chosen or self.end is not None or self.method != "uniform":
                 raise ConfigError(
                     "checkpoints named one by one are the whole selection; "
@@ -116,15 +132,11 @@ class Average(Averaging):
             share=self.window,
         )
 
-    def _say(self, job: Job, expected: Estimate, *, dry: bool) -> None:
-        total = sum(job.weights)
+    def _say(self, job: "Job", expected: "Estimate", *, dry: bool) -> None:
         if self.json:
             print_json(
                 {
-                    "sources": [
-                        {"checkpoint": source, "coefficient": weight / total}
-                        for source, weight in zip(job.sources, job.weights, strict=True)
-                    ],
+                    "sources": sources_of(job),
                     "method": job.method,
                     "leaves": expected.leaves,
                     "bytes_to_read": expected.bytes_to_read,
@@ -136,10 +148,7 @@ class Average(Averaging):
             )
             return
         if dry:
-            body = [
-                [source, f"{weight / total:.6f}"]
-                for source, weight in zip(job.sources, job.weights, strict=True)
-            ]
+            body = [[s["checkpoint"], f"{s['coefficient']:.6f}"] for s in sources_of(job)]
             print(rows(["checkpoint", "coefficient"], body))
         print(
             f"{job.method} average of {len(job.sources)} checkpoints, {expected.leaves} leaves; "
@@ -150,14 +159,24 @@ class Average(Averaging):
         warn_of_statistics(expected, self.bn)
 
 
-def warn_of_statistics(expected: Estimate, policy: str) -> None:
+def sources_of(job: "Job") -> list[dict[str, Any]]:
+    """The checkpoints of an average, oldest first, with coefficients that sum to 1."""
+    total = math.fsum(job.weights)
+    return [
+        {"checkpoint": source, "coefficient": weight / total}
+        for source, weight in zip(job.sources, job.weights, strict=True)
+    ]
+
+
+def warn_of_statistics(expected: "Estimate", policy: str) -> None:
     """Say what happens to BatchNorm statistics, and what would be better."""
     if not expected.statistics:
         return
-    what = "of the newest checkpoint" if policy == "latest" else "averaged like weights"
+    what = "taken from the newest checkpoint" if policy == "latest" else "averaged like weights"
     print(
         f"warning: {len(expected.statistics)} leaves look like BatchNorm statistics (by name, "
-        f"{expected.statistics[0]}): {what} (--bn). Averaged weights want statistics of their own: "
-        "recompute them on training batches with lawa_jax.recalibrate(apply_fn, tree, batches)",
+        f"{expected.statistics[0]}) and are {what} (--bn {policy}). Averaged weights want "
+        "statistics of their own: recompute them on training batches with "
+        "lawa_jax.recalibrate(apply_fn, tree, batches)",
         file=sys.stderr,
     )

@@ -17,7 +17,7 @@ _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12,
           "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}  # fmt: skip
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Leaves:
     """Which leaves of a checkpoint."""
 
@@ -30,7 +30,7 @@ class Leaves:
     """Leaf pattern to leave out (repeatable)."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Averaging(Leaves):
     """How to read and average."""
 
@@ -65,7 +65,7 @@ class Averaging(Leaves):
         )
 
 
-Path = Annotated[str, tyro.conf.Positional]
+Path = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN[@STEP]")]
 
 
 def parse_bytes(text: str) -> int:
@@ -109,15 +109,15 @@ def print_json(value: Any) -> None:
 
 
 @contextmanager
-def progress(total: int, what: str) -> Iterator[Any]:
+def progress(total: int, what: str, *, delay: float = 0.5) -> Iterator[Any]:
     """A bar on stderr in bytes with rate and ETA; yields ``advance(bytes)``.
 
-    Where stderr is no terminal, a line every ten seconds.
+    Where stderr is no terminal, a line every ten seconds; nothing before `delay` seconds.
     """
     terminal = sys.stderr.isatty()
     with tqdm(
         total=total, desc=what, unit="B", unit_scale=True, file=sys.stderr, leave=False,
-        mininterval=0.1 if terminal else 10.0, delay=0.5,
+        mininterval=0.1 if terminal else 10.0, delay=delay,
     ) as bar:  # fmt: skip
         yield bar.update
 

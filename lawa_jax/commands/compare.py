@@ -4,23 +4,24 @@ import dataclasses
 
 from lawa_jax.commands.common import Leaves, Path, parse_bytes, print_json, progress, rows
 from lawa_jax.errors import TreeMismatchError
-from lawa_jax.provenance import diff, verify
-from lawa_jax.trajectory import open_address
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Diff(Leaves):
     """Compare two checkpoints leaf by leaf; exit code 2 where they are of different models."""
 
-    a: Path = ""
+    a: Path
     """RUN@step or a checkpoint directory."""
-    b: Path = ""
+    b: Path
     """RUN@step or a checkpoint directory."""
     json: bool = False
     """Print JSON."""
 
     def __call__(self) -> int | None:
         """Print the leaves that differ."""
+        from lawa_jax.provenance import diff
+        from lawa_jax.trajectory import open_address
+
         options = {"item": self.item, "include": self.include, "exclude": self.exclude}
         one, other = (open_address(x, **options) for x in (self.a, self.b))  # type: ignore[arg-type]
         found = diff(one, other)
@@ -54,11 +55,11 @@ class Diff(Leaves):
         return None
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Verify:
     """Check an average against its record: re-read it and its sources, recompute, compare."""
 
-    out: Path = ""
+    out: Path
     """An average written by lawa."""
     strong: bool = False
     """Also compute a SHA-256 of every leaf."""
@@ -71,6 +72,9 @@ class Verify:
 
     def __call__(self) -> int | None:
         """Print what was found; 3 where sources are missing or anything differs."""
+        from lawa_jax.provenance import verify
+        from lawa_jax.trajectory import open_address
+
         total = open_address(self.out, include=("*",)).nbytes
         with progress(total, "verifying") as advance:
             found = verify(

@@ -6,11 +6,11 @@ from lawa_jax.checkpoints import open_checkpoint, parse_address
 from lawa_jax.commands.common import Leaves, Path, human, print_json, rows
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Inspect(Leaves):
     """Show a checkpoint's leaves: name, shape, dtype, storage; reads metadata alone."""
 
-    checkpoint: Path = ""
+    checkpoint: Path
     """RUN@step, a step directory, or a run (its newest step)."""
     json: bool = False
     """Print JSON."""

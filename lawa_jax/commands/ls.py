@@ -8,16 +8,16 @@ from typing import Any
 from lawa_jax.checkpoints import list_steps, open_checkpoint, parse_address
 from lawa_jax.checkpoints.discovery import items_of
 from lawa_jax.commands.common import Leaves, Path, human, print_json, rows
-from lawa_jax.errors import CheckpointNotFoundError, LawaError
+from lawa_jax.errors import LawaError
 
 _METRICS_SHOWN = 4
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Ls(Leaves):
     """List a run's checkpoints: steps, items, parameters, bytes, dtypes, age and metrics."""
 
-    run: Path = ""
+    run: Path
     """Run directory, or a directory of steps."""
     json: bool = False
     """Print JSON."""
@@ -25,9 +25,11 @@ class Ls(Leaves):
     def __call__(self) -> int | None:
         """Print one line a step; a step that cannot be read says why and the code is 3."""
         path, step = parse_address(self.run)
-        steps = list_steps(path) if step is None else [step]
+        # Without steps it may be a checkpoint itself, an average for instance; or an error says so.
+        steps: list[int | None] = list(list_steps(path)) if step is None else [step]
         if not steps:
-            raise CheckpointNotFoundError(f"{self.run} holds no committed checkpoint")
+            open_checkpoint(path, item=self.item)
+            steps = [None]
         found = [self._describe(path, s) for s in steps]
         if self.json:
             print_json(found)
@@ -35,7 +37,7 @@ class Ls(Leaves):
             print(_table(found))
         return 3 if any("error" in row for row in found) else None
 
-    def _describe(self, path: str, step: int) -> dict[str, Any]:
+    def _describe(self, path: str, step: int | None) -> dict[str, Any]:
         try:
             checkpoint = open_checkpoint(
                 path, step=step, item=self.item, include=self.include, exclude=self.exclude
@@ -46,7 +48,7 @@ class Ls(Leaves):
         for spec in checkpoint.leaves.values():
             dtypes[str(spec.dtype)] += spec.size
         return {
-            "step": step,
+            "step": checkpoint.step,
             "items": items_of(checkpoint.step_dir) or ["."],
             "leaves": len(checkpoint.leaves),
             "parameters": sum(spec.size for spec in checkpoint.leaves.values()),
@@ -68,11 +70,11 @@ def _table(found: list[dict[str, Any]]) -> str:
     body = []
     for row in found:
         if "error" in row:
-            body.append([str(row["step"]), *["?"] * (len(head) - 1)])
+            body.append([_step(row), *["?"] * (len(head) - 1)])
             continue
         body.append(
             [
-                str(row["step"]),
+                _step(row),
                 ",".join(row["items"]),
                 str(row["leaves"]),
                 f"{row['parameters']:,}",
@@ -83,13 +85,17 @@ def _table(found: list[dict[str, Any]]) -> str:
             ]
         )
     lines = [rows(head, body)]
-    lines += [f"step {row['step']}: {row['error']}" for row in found if "error" in row]
+    lines += [f"step {_step(row)}: {row['error']}" for row in found if "error" in row]
     if good and good[-1]["left_out"]:
         lines.append(
             f"counted: {good[-1]['selection']} ({good[-1]['left_out']} leaves left out; "
             "--include '*' counts all)"
         )
     return "\n".join(lines)
+
+
+def _step(row: dict[str, Any]) -> str:
+    return "-" if row["step"] is None else str(row["step"])
 
 
 def _age(seconds: float) -> str:

@@ -3,12 +3,12 @@
 import dataclasses
 import sys
 import time
-from pathlib import Path as FilePath
 from typing import Annotated
 
 import tyro
 
-from lawa_jax.commands.average import warn_of_statistics
+from lawa_jax.checkpoints.discovery import as_path, is_object_store
+from lawa_jax.commands.average import sources_of, warn_of_statistics
 from lawa_jax.commands.common import (
     Averaging,
     Path,
@@ -19,22 +19,20 @@ from lawa_jax.commands.common import (
     rows,
 )
 from lawa_jax.errors import ConfigError
-from lawa_jax.jobs import sweep_jobs
-from lawa_jax.trajectory import estimate, run_jobs
 
 JOURNAL = ".lawa-sweep"
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Sweep(Averaging):
     """Average many windows in one pass over a run: lawa sweep RUN -k 2,3,5,10 --end 30:90:10
     --method uniform,ema -o OUTDIR. Interrupted, the same command goes on where it stopped."""
 
-    run: Path = ""
+    run: Path
     """Run directory."""
     k: Annotated[str, tyro.conf.arg(aliases=["-k"])] = "5"
     """Numbers of checkpoints: 2,3,5,10."""
-    end: str = ""
+    end: str
     """Ends of the windows: 30:90:10 (both ends included) or 30,60,90."""
     method: str = "uniform"
     """Methods, comma-separated (see lawa average)."""
@@ -43,6 +41,9 @@ class Sweep(Averaging):
 
     def __call__(self) -> None:
         """Make the averages."""
+        from lawa_jax.jobs import sweep_jobs
+        from lawa_jax.trajectory import estimate, run_jobs
+
         jobs = sweep_jobs(
             self.run,
             ks=numbers(self.k, "-k"),
@@ -51,13 +52,16 @@ class Sweep(Averaging):
         )
         expected = estimate(jobs, self.options())
         plan = {
-            "averages": {job.name: dict(zip(job.sources, job.weights, strict=True))
-                         for job in jobs},
+            "averages": {
+                job.name: {"method": job.method, "sources": sources_of(job)} for job in jobs
+            },
             "checkpoints": expected.checkpoints,
             "bytes_to_read": expected.bytes_to_read,
             "bytes_to_write": expected.bytes_to_write,
             "memory_bound": expected.memory_bound,
-        }  # fmt: skip
+            "statistics": expected.statistics,
+            "bn": self.bn if expected.statistics else None,
+        }
         if self.dry_run and self.json:
             print_json(plan)
             return
@@ -81,7 +85,9 @@ class Sweep(Averaging):
             return
         if self.out is None:
             raise ConfigError("say where to write the averages: -o OUTDIR (or --dry-run)")
-        folder = FilePath(self.out)
+        folder = as_path(self.out)
+        # Object stores cannot be staged beside and taken up again.
+        journal = None if is_object_store(folder) else folder / JOURNAL
         started = time.perf_counter()
         with progress(expected.bytes_to_read, "reading") as advance:
             results = run_jobs(
@@ -89,7 +95,7 @@ class Sweep(Averaging):
                 [folder / job.name for job in jobs],
                 options=self.options(),
                 overwrite=self.overwrite,
-                journal=folder / JOURNAL,
+                journal=journal,
                 progress=advance,
             )
         seconds = time.perf_counter() - started

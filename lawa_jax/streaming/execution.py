@@ -14,8 +14,8 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from lawa_jax.averaging import check_weights
 from lawa_jax.checkpoints.verify import check_digest
+from lawa_jax.coefficients import check_weights
 from lawa_jax.digest import combine, leaf_digest_block, to_hex
 from lawa_jax.errors import NonFiniteError
 from lawa_jax.host_averaging import BlockAverage

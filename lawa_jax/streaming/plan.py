@@ -5,9 +5,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lawa_jax.averaging import check_weights
 from lawa_jax.checkpoints import Checkpoint
 from lawa_jax.checkpoints.blocks import Index, blocks
+from lawa_jax.coefficients import check_weights
 from lawa_jax.errors import SelectionError
 from lawa_jax.host_averaging import BlockAverage
 from lawa_jax.tree import LeafSpec, check_compatible, is_averaged
