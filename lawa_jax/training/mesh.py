@@ -64,6 +64,18 @@ class Placement:
         places = jax.tree.map(lambda leaf: self.sharding(np.shape(leaf)), tree)
         return jax.device_put(tree, places, may_alias=False)
 
+    def kept(self, tree: PyTree) -> PyTree:
+        """Inside a jitted step: the tree where `state` puts it."""
+        places = jax.tree.map(lambda leaf: self.sharding(leaf.shape), tree)
+        return jax.lax.with_sharding_constraint(tree, places)
+
+    def gathered(self, tree: PyTree) -> PyTree:
+        """Inside a jitted step: the tree whole on every device, to be computed with.
+
+        Without it XLA may spread the shards' layout over activations instead.
+        """
+        return jax.lax.with_sharding_constraint(tree, self._replicated)
+
     def batch(self, batch: dict[str, Any]) -> dict[str, jax.Array]:
         """A batch of host arrays, split over the devices along the first axis."""
         return jax.device_put(batch, self._batch)

@@ -29,7 +29,11 @@ def init_state(model: Model, optimizer: optax.GradientTransformation) -> State:
 
 
 def make_train_step(
-    loss_fn: LossFn, optimizer: optax.GradientTransformation, *, accumulate: int = 1
+    loss_fn: LossFn,
+    optimizer: optax.GradientTransformation,
+    *,
+    accumulate: int = 1,
+    keep: Callable[[State], State] = lambda state: state,
 ) -> Callable[[State, Batch, float | jax.Array, jax.Array], tuple[State, Metrics]]:
     """One optimizer step: ``params <- params - lr * direction(gradient)``.
 
@@ -42,6 +46,7 @@ def make_train_step(
         over the whole batch, also when parts hold unequal numbers of targets. Part i takes samples
         i, i + accumulate, ...: with a sharded batch every device keeps its own samples.
         BatchNorm sees the parts one after the other, as in PyTorch.
+      keep: applied to the new state, to say where it lives.
 
     Returns:
       ``step(state, batch, lr, key) -> (state, metrics)``. `state` is donated: do not use it again.
@@ -97,7 +102,7 @@ def make_train_step(
         new_model = {**model, "params": params}
         if stats:
             new_model["batch_stats"] = stats
-        return {"model": new_model, "opt_state": opt_state}, metrics
+        return keep({"model": new_model, "opt_state": opt_state}), metrics
 
     return jax.jit(step, donate_argnums=0)
 

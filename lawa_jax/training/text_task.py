@@ -23,7 +23,7 @@ from lawa_jax.training.adam import adam, polynomial_decay
 from lawa_jax.training.mesh import Placement
 from lawa_jax.training.mlm import masked_lm_loss
 from lawa_jax.training.steps import init_state, make_eval_step, make_train_step
-from lawa_jax.training.task import Batch, State, Task
+from lawa_jax.training.task import Batch, Model, State, Task
 
 # Names of the trainers' splits in a data-bin directory.
 SPLITS = {"train": "train", "val": "valid", "test": "test"}
@@ -122,7 +122,10 @@ def text_task(
 
     rows, tokens = _epoch_size(train, batch_size, buckets.get("train", ()), seed)
     optimizer = adam(b2=adam_b2, eps=adam_eps, weight_decay=weight_decay)
-    loss_fn = masked_lm_loss(network)
+    plain_loss = masked_lm_loss(network)
+
+    def loss_fn(model: Model, batch: Batch, key: Any, train: bool) -> Any:
+        return plain_loss(place.gathered(model), batch, key, train)
 
     def init() -> State:
         return init_state(network.init(seed), optimizer)
@@ -131,7 +134,7 @@ def text_task(
         unit="tokens",
         seed=seed,
         init=init,
-        train_step=make_train_step(loss_fn, optimizer, accumulate=accumulate),
+        train_step=make_train_step(loss_fn, optimizer, accumulate=accumulate, keep=place.kept),
         eval_step=make_eval_step(loss_fn),
         learning_rate=rate,
         train_batches=batches,

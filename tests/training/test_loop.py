@@ -56,8 +56,8 @@ def test_every_epoch_is_saved_with_metrics_and_checksums(finished):
 def test_training_learns_and_metrics_count_every_sample(finished):
     task = tiny_task()
     model = task.place.replicate(open_checkpoint(finished, step=5, include=("*",)).read_tree())
-    x = np.concatenate([b["x"][b["mask"]] for b in task.eval_batches()]).astype(np.float64)
-    y = np.concatenate([b["y"][b["mask"]] for b in task.eval_batches()]).astype(np.float64)
+    x = np.concatenate([b["x"][b["mask"]] for b in task.eval_batches("val")]).astype(np.float64)
+    y = np.concatenate([b["y"][b["mask"]] for b in task.eval_batches("val")]).astype(np.float64)
     expected = np.mean((x @ np.asarray(model["params"]["w"], np.float64) - y) ** 2)
     np.testing.assert_allclose(lawa.evaluate(task, model)["loss"], expected, rtol=1e-5)
 
