@@ -10,7 +10,6 @@ Averages of a past run: python train/resnet_imagenet.py --evaluate RUN --lawa_k 
 """
 
 import dataclasses
-import os
 import sys
 
 from etils import epath
@@ -22,6 +21,7 @@ from lawa_jax.training.command_line import parse
 from lawa_jax.training.config import ImageConfig
 from lawa_jax.training.image_task import image_task
 from lawa_jax.training.mesh import Placement
+from lawa_jax.training.runtime import prepare
 
 
 def load(config: ImageConfig) -> datasets.ImageData:
@@ -32,7 +32,14 @@ def load(config: ImageConfig) -> datasets.ImageData:
         return datasets.load_dummy(
             config.dummy_examples, num_classes=config.dummy_classes, image_size=config.image_size
         )
-    return imagenet.find(config.data_dir, image_size=config.image_size)
+    return imagenet.find(
+        config.data_dir,
+        image_size=config.image_size,
+        resize=config.resize or None,
+        dtype="uint8",  # normalised on the device
+        shrink=config.shrink_on_load,
+        corrupt_budget=config.corrupt_budget,
+    )
 
 
 def main() -> None:
@@ -41,11 +48,7 @@ def main() -> None:
     config, actions = arguments.run, arguments.actions
     if actions.dummy:
         config = dataclasses.replace(config, dataset="dummy")
-    if actions.deterministic:
-        # Read when the first device is used, which is below.
-        os.environ["XLA_FLAGS"] = (
-            os.environ.get("XLA_FLAGS", "") + " --xla_gpu_deterministic_ops=true"
-        )
+    prepare(deterministic=actions.deterministic, compile_cache=actions.compile_cache)
     task = image_task(
         load(config),
         place=Placement(),
@@ -62,7 +65,9 @@ def main() -> None:
         label_smoothing=config.label_smoothing,
         accumulate=config.accumulate,
         bn_batches=config.bn_batches,
+        bn_groups=config.bn_groups,
         threads=config.loader_threads,
+        workers=config.loader_workers,
     )
     if actions.evaluate is not None:
         run = epath.Path(actions.evaluate)

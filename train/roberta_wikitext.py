@@ -11,7 +11,6 @@ Averages of a past run: python train/roberta_wikitext.py --evaluate RUN --lawa_k
 """
 
 import dataclasses
-import os
 import sys
 from collections.abc import Sequence
 
@@ -23,6 +22,7 @@ from lawa_jax.errors import ConfigError
 from lawa_jax.training import sessions
 from lawa_jax.training.command_line import parse
 from lawa_jax.training.mesh import Placement
+from lawa_jax.training.runtime import prepare
 from lawa_jax.training.text_config import TextConfig
 from lawa_jax.training.text_task import SPLITS, padding_waste, roberta_network, text_task
 
@@ -49,11 +49,7 @@ def main() -> None:
     config, actions = arguments.run, arguments.actions
     if actions.dummy:
         config = dataclasses.replace(config, dataset="dummy")
-    if actions.deterministic:
-        # Read when the first device is used, which is below.
-        os.environ["XLA_FLAGS"] = (
-            os.environ.get("XLA_FLAGS", "") + " --xla_gpu_deterministic_ops=true"
-        )
+    prepare(deterministic=actions.deterministic, compile_cache=actions.compile_cache)
     data = load(config, ("train", "val") if actions.evaluate is None else actions.splits)
     symbols = len(data.dictionary)
     if config.vocab_size not in (0, symbols):
