@@ -29,7 +29,7 @@ class Actions:
     splits: tuple[str, ...] = ("val",)
     """With --evaluate: parts of the data to evaluate on, of train, val and test."""
     eval_train: bool = False
-    """With --evaluate: also on the training data, prepared as for evaluation (--splits val train)."""
+    """With --evaluate: also on the training data, prepared as for evaluation."""
     init_from: str | None = None
     """Start from this checkpoint's weights: a run, a step of it (RUN@30), or an average."""
     dummy: bool = False

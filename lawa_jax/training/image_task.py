@@ -163,4 +163,9 @@ def image_task(
         batch_size=batch_size,
         samples_per_epoch=steps_per_epoch * batch_size,
         place=place,
+        # Deeper layers see inputs normalised by their batch, so the size matters.
+        recalibrated_on={
+            "bn_batches": min(bn_batches or steps_per_epoch, steps_per_epoch),
+            "bn_batch_size": batch_size,
+        },
     )

@@ -1,6 +1,7 @@
 """What the loop needs to know of a problem: the seam between the trainers and their one loop."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -32,6 +33,7 @@ class Task(NamedTuple):
       samples_per_epoch: a multiple of `batch_size`.
       place: puts arrays on devices.
       units_per_sample: how many of `unit` a sample is, on average.
+      recalibrated_on: what `recalibrate` averages over, for the log.
       derived: further metrics from the means of an evaluation.
     """
 
@@ -48,4 +50,5 @@ class Task(NamedTuple):
     samples_per_epoch: int
     place: Placement
     units_per_sample: float = 1.0
+    recalibrated_on: Mapping[str, int] = MappingProxyType({})
     derived: Callable[[dict[str, float]], dict[str, float]] = lambda means: {}
