@@ -137,7 +137,7 @@ def main(arguments: Arguments) -> None:
     shape = (arguments.batch_size, arguments.size, arguments.size, 3)
     pixels = generator.integers(0, 256, shape, dtype=np.uint8)
     labels = generator.integers(0, arguments.classes, arguments.batch_size, dtype=np.int32)
-    ours, theirs = (side(arguments, pixels, labels) for side in (Ours, Theirs))
+    ours, theirs = Ours(arguments, pixels, labels), Theirs(arguments, pixels, labels)
     print(f"{arguments}\nours on {jax.devices()[0].device_kind}, PyTorch on {theirs.device}")
     print(f"compiled in {ours.compile_seconds:.1f} s, {ours.megabytes():.0f} MB", flush=True)
     for side in (ours, theirs):

@@ -10,6 +10,8 @@ import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import chain, islice
 from typing import Any, Protocol, TypeVar
 
 import grain
@@ -148,6 +150,22 @@ def _iterate(data: Any, source: Source, threads: int, workers: int) -> Iterator[
     return _consume(iter(data), getattr(source, "inspect", None))
 
 
+@contextmanager
+def _signals_held() -> Iterator[None]:
+    """Workers begun within the block never see SIGINT and SIGTERM, not even while they start.
+
+    A new process inherits the mask of blocked signals. What arrives for this one waits.
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _begin_worker(index: int, count: int) -> None:
     """Let a worker live exactly as long as the process that it loads for.
 
@@ -170,7 +188,9 @@ def _end_with(sentinel: int) -> None:
 def _consume(batches: Any, inspect: Callable[[Batch], Batch] | None) -> Iterator[Batch]:
     """The batches, after the source's own look at each; workers end when the reader is done."""
     try:
-        for batch in batches:
+        with _signals_held():
+            first = list(islice(batches, 1))
+        for batch in chain(first, batches):
             yield batch if inspect is None else inspect(batch)
     finally:
         batches.close()

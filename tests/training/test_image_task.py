@@ -77,11 +77,10 @@ def test_groups_are_the_originals_batch_per_gpu():
     first, _ = one_step(
         made(batch_size=2, place=Placement(jax.devices()[:1])), {k: v[:2] for k, v in batch.items()}
     )
-    whole, _ = one_step(made(), batch)
-    of_first, of_whole = (s["model"]["batch_stats"]["bn1"]["mean"] for s in (first, whole))
-    mean = grouped["model"]["batch_stats"]["bn1"]["mean"]
-    np.testing.assert_allclose(mean, of_first, rtol=1e-4, atol=1e-6)
-    assert np.abs(np.asarray(mean) - np.asarray(of_whole)).max() > 1e-3
+    # The running statistics are those of the first GPU's part; of all 8 samples they are others.
+    for name in ("mean", "var"):
+        ours, theirs = (s["model"]["batch_stats"]["bn1"][name] for s in (grouped, first))
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-6)
 
 
 def test_an_average_says_what_its_statistics_come_from():
@@ -102,7 +101,8 @@ def folder(tmp_path_factory):
 
 def of_folder(folder, workers):
     data = imagenet.find(folder, image_size=8, dtype="uint8")
-    return image_task(data, place=Placement(), workers=workers, bn_batches=1, **SMALL)
+    options = {**SMALL, "batch_size": 4}
+    return image_task(data, place=Placement(), workers=workers, bn_batches=1, **options)
 
 
 def test_the_training_images_are_evaluated_without_augmentation(folder):
@@ -122,7 +122,7 @@ def digests(run):
 
 def test_stopping_and_resuming_with_other_numbers_of_workers_changes_no_bit(folder, tmp_path):
     def go_on(task, run, state, position):
-        train(task, run, state, position, epochs=2, lawa_k=2)
+        train(task, run, state, position, epochs=1, lawa_k=0)
 
     def afresh(task):
         return task.place.state(task.init()), resume.Position()
@@ -136,14 +136,14 @@ def test_stopping_and_resuming_with_other_numbers_of_workers_changes_no_bit(fold
     updates = itertools.count(1)
 
     def stopping_step(*arguments):
-        if next(updates) == 3:  # the first of two updates of epoch 2
+        if next(updates) == 2:  # of four
             os.kill(os.getpid(), signal.SIGTERM)
         return task.train_step(*arguments)
 
     with pytest.raises(Terminated):
         go_on(task._replace(train_step=stopping_step), runs[1], *afresh(task))
-    assert resume.newest(runs[1]) == 3
+    assert not list_steps(runs[1] / "epochs")
     task = of_folder(folder, 4)
-    go_on(task, runs[1], *resume.restore(runs[1], 3, task))
-    assert list_steps(runs[1]) == [1, 2]
+    go_on(task, runs[1], *resume.restore(runs[1], 2, task))
+    assert list_steps(runs[1]) == [1]
     assert digests(runs[0]) == digests(runs[1])
