@@ -73,7 +73,7 @@ class Ours:
         self.state = init_state(network.init(0), optimizer)
         self.batch = {"image": jnp.asarray(pixels), "label": jnp.asarray(labels)}
         self.key = jax.random.key(0)
-        step = make_train_step(classification_loss(network), optimizer)
+        step: Any = make_train_step(classification_loss(network), optimizer)
         lowered = step.lower(self.state, self.batch, 0.1, self.key)
         start = time.perf_counter()
         self.step = lowered.compile()
