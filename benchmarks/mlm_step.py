@@ -4,7 +4,7 @@
 
 Both sides train the same encoder (post-LayerNorm, exact GELU, dropout 0.1) on the same batches and
 compute logits at the masked positions alone: PyTorch with `scaled_dot_product_attention`, ours as
-the trainer runs it. Steps alternate; medians and the ratio of speeds. Also how fast blocks are masked
+the trainer runs it. Steps alternate; medians and ratio of speeds. Also how fast blocks are masked
 and text is tokenised.
 """
 
