@@ -45,7 +45,7 @@ class Arguments:
     """Steps a round."""
 
 
-def torch_network(arguments: Arguments) -> Any:
+def torch_network(arch: str, classes: int = 1000) -> Any:
     """The network of the parity tests."""
     file = Path(__file__).resolve().parents[1] / "tests" / "parity" / "torch_resnet.py"
     spec = importlib.util.spec_from_file_location("torch_resnet", file)
@@ -53,12 +53,12 @@ def torch_network(arguments: Arguments) -> Any:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    architecture = ARCHITECTURES[arguments.arch]
+    architecture = ARCHITECTURES[arch]
     return module.TorchResNet(
         architecture.stage_sizes,
         (64, 128, 256, 512),
         architecture.block == "bottleneck",
-        classes=arguments.classes,
+        classes=classes,
     )
 
 
@@ -100,7 +100,9 @@ class Theirs:
         cuda = torch.cuda.is_available() and jax.default_backend() == "gpu"
         self.device = torch.device("cuda" if cuda else "cpu")
         torch.backends.cudnn.benchmark = True
-        self.network = torch_network(arguments).to(self.device, memory_format=torch.channels_last)
+        self.network = torch_network(arguments.arch, arguments.classes).to(
+            self.device, memory_format=torch.channels_last
+        )
         self.optimizer = torch.optim.SGD(
             self.network.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4
         )
