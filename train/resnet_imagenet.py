@@ -15,31 +15,12 @@ import sys
 from etils import epath
 
 from lawa_jax import script
-from lawa_jax.data import datasets, imagenet
 from lawa_jax.training import sessions
 from lawa_jax.training.command_line import parse
 from lawa_jax.training.config import ImageConfig
-from lawa_jax.training.image_task import image_task
 from lawa_jax.training.mesh import Placement
 from lawa_jax.training.runtime import prepare
-
-
-def load(config: ImageConfig) -> datasets.ImageData:
-    """The data set that a configuration names."""
-    if config.dataset == "digits":
-        return datasets.load_digits(label_noise=config.label_noise)
-    if config.dataset == "dummy":
-        return datasets.load_dummy(
-            config.dummy_examples, num_classes=config.dummy_classes, image_size=config.image_size
-        )
-    return imagenet.find(
-        config.data_dir,
-        image_size=config.image_size,
-        resize=config.resize or None,
-        dtype="uint8",  # normalised on the device
-        shrink=config.shrink_on_load,
-        corrupt_budget=config.corrupt_budget,
-    )
+from lawa_jax.training.wiring import image_task_of, load_images
 
 
 def main() -> None:
@@ -49,26 +30,7 @@ def main() -> None:
     if actions.dummy:
         config = dataclasses.replace(config, dataset="dummy")
     prepare(deterministic=actions.deterministic, compile_cache=actions.compile_cache)
-    task = image_task(
-        load(config),
-        place=Placement(),
-        seed=config.seed,
-        epochs=config.epochs,
-        batch_size=config.batch_size,
-        arch=config.arch,
-        compute_dtype=config.compute_dtype,
-        learning_rate=config.learning_rate * config.batch_size / config.base_batch_size,
-        momentum=config.momentum,
-        weight_decay=config.weight_decay,
-        warmup_epochs=config.warmup_epochs,
-        schedule=config.schedule,
-        label_smoothing=config.label_smoothing,
-        accumulate=config.accumulate,
-        bn_batches=config.bn_batches,
-        bn_groups=config.bn_groups,
-        threads=config.loader_threads,
-        workers=config.loader_workers,
-    )
+    task = image_task_of(config, load_images(config), Placement())
     if actions.evaluate is not None:
         run = epath.Path(actions.evaluate)
         rows = sessions.evaluate_run(
