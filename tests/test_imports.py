@@ -35,6 +35,8 @@ LEVELS = {
     "training": 7,
     "report": 7,
     "online": 4,
+    "soup": 4,
+    "trainable": 4,
     "commands": 8,
     "cli": 9,
     "__init__": 9,
