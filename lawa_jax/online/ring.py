@@ -29,6 +29,7 @@ def latest_weight_averaging(
     start: int = 0,
     dtype: Any = None,
     memory: Literal["device", "host"] = "device",
+    enabled: bool = True,
 ) -> optax.GradientTransformation:
     """Keep the parameters after every `every`-th update, the latest `k` of them (LAWA).
 
@@ -44,6 +45,8 @@ def latest_weight_averaging(
       memory: where the copies live: with the parameters, or in pinned memory of the host, to which
         they are copied inside the jitted step (the training step's output shardings must then be
         left to JAX, or say ``memory_kind="pinned_host"`` for the ring).
+      enabled: false for a transformation that does and keeps nothing, so that one line of code
+        serves runs with and without averaging.
 
     Raises:
       SelectionError: k or every below 1, start below 0; update without parameters.
@@ -51,6 +54,8 @@ def latest_weight_averaging(
     check(k=(k, 1), every=(every, 1), start=(start, 0))
     if memory not in ("device", "host"):
         raise SelectionError(f"memory: expected 'device' or 'host', found {memory!r}")
+    if not enabled:
+        return optax.identity()
     on_host = memory == "host"
 
     def init(params: PyTree) -> RingState:
