@@ -1,12 +1,10 @@
 """LAWA in the training loop: a ring of the latest k copies of the parameters."""
 
-import contextlib
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from jax.experimental.compute_on import compute_on
 from jaxtyping import Array, Int
 
 from lawa_jax.errors import SelectionError
@@ -71,15 +69,24 @@ def latest_weight_averaging(
     def remember(state: RingState, params: PyTree) -> RingState:
         slot = state.stored % k
         copies = jax.tree.map(lambda r, p: p.astype(r.dtype), state.ring, params)
-        if on_host:
-            slot, copies = jax.device_put((slot, copies), jax.memory.Space.Host)
-        with compute_on("device_host") if on_host else contextlib.nullcontext():
-            ring = jax.tree.map(
-                lambda r, p: jax.lax.dynamic_update_index_in_dim(r, p, slot, 0), state.ring, copies
-            )
+        ring = (_put_on_host if on_host else _put)(state.ring, copies, slot)
         return state._replace(stored=state.stored + 1, ring=ring)
 
     return watching(init, remember, every, start)
+
+
+def _put(ring: PyTree, copies: PyTree, slot: Array) -> PyTree:
+    return jax.tree.map(
+        lambda r, p: jax.lax.dynamic_update_index_in_dim(r, p, slot, 0), ring, copies
+    )
+
+
+def _put_on_host(ring: PyTree, copies: PyTree, slot: Array) -> PyTree:
+    from jax.experimental.compute_on import compute_on
+
+    slot, copies = jax.device_put((slot, copies), jax.memory.Space.Host)
+    with compute_on("device_host"):
+        return _put(ring, copies, slot)
 
 
 def _kept(leaf: Any, dtype: Any) -> Any:
