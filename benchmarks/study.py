@@ -27,7 +27,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from lawa_jax import (
-    average,
+    Accumulator,
     best_window,
     coefficients,
     greedy_soup,
@@ -178,7 +178,13 @@ class Trained:
         return total_of(self.task.eval_step(settled, b) for b in self.halves[half]).means()["loss"]
 
     def mean(self, steps: list[int], weights: Any = None) -> Any:
-        return average([self.load(step) for step in steps], weights)
+        # Not `average`, which compiles anew for every number of trees.
+        accumulator = Accumulator()
+        for step, weight in zip(
+            steps, [1.0] * len(steps) if weights is None else weights, strict=True
+        ):
+            accumulator.add(self.load(step), float(weight))
+        return accumulator.result()
 
     def batch_loss(self, tree: Any, batch: Any) -> jax.Array:
         """Of one batch, as evaluated, to be differentiated."""
