@@ -46,6 +46,7 @@ def main() -> None:
         os.environ["XLA_FLAGS"] = (
             os.environ.get("XLA_FLAGS", "") + " --xla_gpu_deterministic_ops=true"
         )
+    group = actions.join()
     task = image_task(
         load(config),
         place=Placement(),
@@ -75,7 +76,8 @@ def main() -> None:
             splits=actions.splits,
             as_json=actions.json,
         )
-        print(rows)
+        if group.index == 0:
+            print(rows)
         return
     sessions.train_run(
         task,

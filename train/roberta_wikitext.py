@@ -54,6 +54,7 @@ def main() -> None:
         os.environ["XLA_FLAGS"] = (
             os.environ.get("XLA_FLAGS", "") + " --xla_gpu_deterministic_ops=true"
         )
+    group = actions.join()
     data = load(config, ("train", "val") if actions.evaluate is None else actions.splits)
     symbols = len(data.dictionary)
     if config.vocab_size not in (0, symbols):
@@ -103,10 +104,12 @@ def main() -> None:
             splits=actions.splits,
             as_json=actions.json,
         )
-        print(rows)
+        if group.index == 0:
+            print(rows)
         return
     waste = padding_waste(data, batch_size=config.batch_size, lengths=config.lengths)
-    print(
+    say = print if group.index == 0 else lambda *args, **kw: None
+    say(
         f"{len(data.splits['train'].usable)} blocks, {task.samples_per_epoch // config.batch_size} "
         f"updates an epoch, {waste:.1%} of the positions are padding",
         file=sys.stderr,

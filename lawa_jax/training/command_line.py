@@ -9,6 +9,7 @@ from typing import Annotated, Generic
 import tyro
 from etils import epath
 
+from lawa_jax.distributed import Group, initialize
 from lawa_jax.errors import ConfigError
 from lawa_jax.training import run_directory
 from lawa_jax.training.config import Config, RunConfig, from_file, from_json
@@ -36,6 +37,23 @@ class Actions:
     """Bit-reproducible operations on a GPU, at some cost in speed (a CPU always is)."""
     json: bool = False
     """With --evaluate: print JSON lines instead of a table."""
+    coordinator: str | None = None
+    """HOST:PORT of process 0, where no launcher (TPU pod, SLURM, GKE, Open MPI) says it."""
+    process_count: int | None = None
+    """With --coordinator: how many processes there are."""
+    process_index: int | None = None
+    """With --coordinator: which of them this is, from 0."""
+    peer_timeout: float = 60.0
+    """Seconds without a sign of life after which a process counts as dead and the others stop."""
+
+    def join(self) -> Group:
+        """Join the other processes, if there are any; before any device is used."""
+        return initialize(
+            self.coordinator,
+            self.process_count,
+            self.process_index,
+            peer_timeout=self.peer_timeout,
+        )
 
 
 @dataclasses.dataclass(frozen=True)

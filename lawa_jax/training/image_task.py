@@ -122,13 +122,16 @@ def image_task(
             epoch=epoch,
             start=start,
             transform=data.augment,
+            process=place.process,
             threads=threads,
         )
 
     def validation(split: str) -> Iterator[Batch]:
         if split != "val":
             raise ConfigError(f"there is no split {split!r} to evaluate; expected val")
-        return eval_batches(data.validation, batch_size=batch_size, threads=threads)
+        return eval_batches(
+            data.validation, batch_size=batch_size, process=place.process, threads=threads
+        )
 
     moments = moments_fn(network)
 
@@ -142,7 +145,7 @@ def image_task(
         unit="images",
         seed=seed,
         init=init,
-        train_step=make_train_step(loss_fn, optimizer, accumulate=accumulate),
+        train_step=make_train_step(loss_fn, optimizer, accumulate=accumulate, keep=place.kept),
         eval_step=make_eval_step(loss_fn),
         learning_rate=rate,
         train_batches=batches,
