@@ -90,14 +90,15 @@ class Watch:
                     continue
                 verdict = "process 0, which coordinates the others, is gone"
             if verdict and not self._stopped.is_set():
+                if self._index == 0:
+                    # The others must read it before the service ends with this process.
+                    time.sleep(2.5 * self._interval)
                 self._end(verdict)
                 return
 
     def _look(self) -> str | None:
         if self._index == 0 and (dead := self._dead()):
             self._verdict(dead)
-            # The others must read it before the service ends with this process.
-            time.sleep(2.5 * self._interval)
             return dead
         try:
             return str(self._client.key_value_try_get(_VERDICT))
