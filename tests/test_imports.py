@@ -34,6 +34,7 @@ LEVELS = {
     "data": 2,
     "interop": 7,
     "training": 7,
+    "planning": 8,
     "report": 7,
     "online": 4,
     "commands": 8,

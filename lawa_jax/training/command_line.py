@@ -37,6 +37,8 @@ class Actions:
     """Bit-reproducible operations on a GPU, at some cost in speed (a CPU always is)."""
     json: bool = False
     """With --evaluate: print JSON lines instead of a table."""
+    plan: str | None = None
+    """Compile the steps for this TPU slice (v5e:16x16) without one, and print what they need."""
     coordinator: str | None = None
     """HOST:PORT of process 0, where no launcher (TPU pod, SLURM, GKE, Open MPI) says it."""
     process_count: int | None = None
@@ -136,5 +138,9 @@ def _check_actions(actions: Actions) -> None:
                 )
     elif actions.end or actions.json:
         raise ConfigError("--end and --json go with --evaluate RUN")
+    if actions.plan is not None:
+        for name in ("resume", "evaluate", "init_from", "coordinator"):
+            if getattr(actions, name):
+                raise ConfigError(f"--plan only compiles; leave --{name} out")
     if actions.resume and actions.init_from:
         raise ConfigError("--resume and --init_from contradict each other; choose one")

@@ -154,4 +154,5 @@ def image_task(
         batch_size=batch_size,
         samples_per_epoch=steps_per_epoch * batch_size,
         place=place,
+        moments=moments,
     )
