@@ -12,7 +12,7 @@ from lawa_jax.checkpoints import list_steps, open_checkpoint, verify_checkpoint
 pytestmark = pytest.mark.multiprocess
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "train" / "resnet_imagenet.py"
-# At this learning rate float32 noise does not grow; 360 images do not divide by the batch of 64.
+# 360 validation images do not divide by the batch of 64.
 DIGITS = [
     SCRIPT, "--config", ROOT / "configs" / "resnet_digits.py", "--lawa_k", 2,
     "--learning_rate", 0.001, "--bn_batches", 4, "--loader_threads", 2,
@@ -43,7 +43,7 @@ def same(ours, theirs):
         assert a.keys() == b.keys()
         for name in a:
             if name.endswith("loss"):
-                assert a[name] == pytest.approx(b[name], rel=1e-4)
+                assert a[name] == pytest.approx(b[name], rel=1e-5)
             else:
                 # Counts over counts: not one image more or less.
                 assert a[name] == b[name], name
@@ -51,8 +51,10 @@ def same(ours, theirs):
 
 def test_two_processes_give_the_figures_of_one(start, tmp_path):
     alone, both = tmp_path / "alone", tmp_path / "both"
-    finish(start([*DIGITS, "--epochs", 2, "--run_dir", alone], 1, devices=4))
-    done = finish(start([*DIGITS, "--epochs", 2, "--run_dir", both], 2))
+    # So little learning that rounding does not grow into another prediction.
+    command = [*DIGITS, "--epochs", 2, "--learning_rate", 1e-5, "--run_dir"]
+    finish(start([*command, alone], 1, devices=4))
+    done = finish(start([*command, both], 2))
     same(figures(both), figures(alone))
     assert list_steps(both) == [1, 2]
     for epoch in (1, 2):
@@ -83,7 +85,7 @@ def test_a_killed_process_stops_the_others_and_the_run_goes_on_with_another_numb
     assert "--resume" in message
     last = list_steps(run)[-1]
     assert last >= 2
-    # epochs changes the learning rate schedule; the run's own is kept, and SIGTERM ends it early.
+    # SIGTERM to one of them ends both after the same update, saved.
     two = start([*command, "--resume"], 2)
     two.wait_for(run / "epochs" / str(last + 2))
     two.kill(1, signal.SIGTERM)
