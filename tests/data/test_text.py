@@ -103,7 +103,7 @@ def test_missing_and_damaged_data(tmp_path):
     with pytest.raises(DataNotFoundError) as error:
         load_data_bin(place)
     assert str(error.value) == missing_data_bin(place, ("train", "valid"))
-    for part in ("wikitext-103-raw-v1", "train.bin, train.idx", "encoder.json", "binarize"):
+    for part in ("wikitext-103-raw-v1", "train.bin, train.idx", "encoder.json", "convert/text.py"):
         assert part in str(error.value)
     assert error.value.exit_code == 2
 

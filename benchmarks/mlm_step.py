@@ -1,0 +1,174 @@
+"""Tokens per second of the masked-LM training step against PyTorch on the same device.
+
+    python benchmarks/mlm_step.py --size tiny --rows 32 --length 128
+
+Both sides train the same encoder (post-LayerNorm, exact GELU, dropout 0.1) on the same batches and
+compute logits at the masked positions alone: PyTorch with `scaled_dot_product_attention`, ours as
+the trainer runs it. Steps alternate; medians and ratio of speeds. Also how fast blocks are masked
+and text is tokenised.
+"""
+
+import dataclasses
+import statistics
+import time
+from typing import Any, Literal
+
+import jax
+import numpy as np
+import tyro
+
+from lawa_jax import script
+from lawa_jax.data.bpe import BytePairEncoding
+from lawa_jax.data.dictionary import PAD
+from lawa_jax.data.masking import FairseqMasker, FastMasker
+from lawa_jax.data.text import dummy_text, embedded_text
+from lawa_jax.interop.torch_files import import_torch
+from lawa_jax.models.roberta import BASE, TINY
+from lawa_jax.training.mesh import Placement
+from lawa_jax.training.text_task import roberta_network, text_task
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    """What to measure."""
+
+    size: Literal["tiny", "base"] = "tiny"
+    """Of the encoder."""
+    rows: int = 32
+    """Blocks in a batch."""
+    length: int = 128
+    """Tokens in a block."""
+    vocab_size: int = 2000
+    """Symbols."""
+    steps: int = 20
+    """Measured steps of each side, after three that are not."""
+    compute_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of activations (autocast in PyTorch)."""
+
+
+def torch_step(arguments: Arguments, sizes: dict[str, int]) -> Any:
+    """``step(batch)`` of a PyTorch model with AdamW; returns nothing."""
+    torch = import_torch()
+    nn, functional = torch.nn, torch.nn.functional
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    width, heads = sizes["width"], sizes["heads"]
+
+    class Layer(nn.Module):  # type: ignore[name-defined]
+        def __init__(self) -> None:
+            super().__init__()
+            self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+            self.fc1 = nn.Linear(width, sizes["ffn_width"])
+            self.fc2 = nn.Linear(sizes["ffn_width"], width)
+            self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+            self.drop = nn.Dropout(0.1)
+
+        def forward(self, x: Any, mask: Any) -> Any:
+            q, k, v = (
+                part.unflatten(-1, (heads, -1)).transpose(1, 2)
+                for part in self.qkv(x).chunk(3, dim=-1)
+            )
+            rate = 0.1 if self.training else 0.0
+            y = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=rate)
+            x = self.norm1(x + self.drop(self.out(y.transpose(1, 2).flatten(2))))
+            return self.norm2(x + self.drop(self.fc2(functional.gelu(self.fc1(x)))))
+
+    class Model(nn.Module):  # type: ignore[name-defined]
+        def __init__(self) -> None:
+            super().__init__()
+            self.tokens = nn.Embedding(arguments.vocab_size, width, padding_idx=PAD)
+            self.positions = nn.Embedding(sizes["max_tokens"] + 2, width, padding_idx=PAD)
+            self.norm, self.drop = nn.LayerNorm(width), nn.Dropout(0.1)
+            self.layers = nn.ModuleList(Layer() for _ in range(sizes["layers"]))
+            self.dense, self.head_norm = nn.Linear(width, width), nn.LayerNorm(width)
+            self.bias = nn.Parameter(torch.zeros(arguments.vocab_size))
+
+        def forward(self, tokens: Any, places: Any) -> Any:
+            real = tokens != PAD
+            positions = torch.cumsum(real, 1) * real + PAD
+            x = self.drop(self.norm(self.tokens(tokens) + self.positions(positions)))
+            for layer in self.layers:
+                x = layer(x, real[:, None, None, :])
+            x = torch.gather(x, 1, places[:, :, None].expand(-1, -1, width))
+            x = self.head_norm(functional.gelu(self.dense(x)))
+            return functional.linear(x, self.tokens.weight, self.bias)
+
+    model = Model().to(device).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-4, betas=(0.9, 0.98), eps=1e-6)
+    half = arguments.compute_dtype == "bfloat16"
+
+    def step(batch: dict[str, np.ndarray]) -> None:
+        tokens, places, targets = (
+            torch.from_numpy(batch[name].astype(np.int64)).to(device)
+            for name in ("tokens", "masked_positions", "targets")
+        )
+        with torch.autocast(device, dtype=torch.bfloat16, enabled=half):
+            logits = model(tokens, places)
+        loss = functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=PAD)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    return step
+
+
+def pipelines(arguments: Arguments) -> None:
+    """Masking and tokenisation, in tokens per second of one thread."""
+    data = dummy_text(256, max_tokens=arguments.length, vocab_size=arguments.vocab_size)
+    blocks = [data.splits["train"][i] for i in range(256)]
+    for masker in (FastMasker(data.dictionary), FairseqMasker(data.dictionary)):
+        started = time.perf_counter()
+        for number, block in enumerate(blocks):
+            masker(block, 1, 1, number)
+        rate = 256 * arguments.length / (time.perf_counter() - started)
+        print(f"{type(masker).__name__}: {rate / 1e6:.2f}M tokens/s")
+    lines = embedded_text()["train"]
+    bpe = BytePairEncoding.train(lines, 1000)
+    started = time.perf_counter()
+    count = sum(len(ids) for ids in bpe.encode(lines))
+    print(f"tokenisation: {count / (time.perf_counter() - started) / 1e6:.2f}M tokens/s")
+
+
+def main() -> None:
+    """Alternate steps of both sides."""
+    arguments = tyro.cli(Arguments, description=__doc__)
+    sizes = dict(TINY if arguments.size == "tiny" else BASE, max_tokens=arguments.length)
+    count = arguments.rows * (arguments.steps + 3)
+    data = dummy_text(count, max_tokens=arguments.length, vocab_size=arguments.vocab_size)
+    options: dict[str, Any] = {**sizes, "vocab_size": arguments.vocab_size}
+    task = text_task(
+        data,
+        roberta_network(arguments.compute_dtype, **options),
+        place=Placement(jax.devices()[:1]),
+        seed=0,
+        batch_size=arguments.rows,
+        warmup_updates=1,
+    )
+    state, theirs = task.place.state(task.init()), torch_step(arguments, sizes)
+    seconds: dict[str, list[float]] = {"PyTorch": [], "lawa-jax": []}
+    for number, batch in enumerate(task.train_batches(1, 0)):
+        started = time.perf_counter()
+        theirs(batch)
+        middle = time.perf_counter()
+        key = jax.random.key(number)
+        state, metrics = task.train_step(state, task.place.batch(batch), 5e-4, key)
+        jax.block_until_ready((state, metrics))
+        if number == 0:
+            print(f"first step, compilation included: {time.perf_counter() - middle:.1f} s")
+        if number >= 3:
+            seconds["PyTorch"].append(middle - started)
+            seconds["lawa-jax"].append(time.perf_counter() - middle)
+    tokens = arguments.rows * arguments.length
+    for name, each in seconds.items():
+        print(f"{name:10} {tokens / statistics.median(each):10.0f} tokens/s")
+    each = [a / b for a, b in zip(seconds["PyTorch"], seconds["lawa-jax"], strict=True)]
+    print(
+        f"ratio of speeds, ours to PyTorch's: {statistics.median(each):.2f} "
+        f"({min(each):.2f} to {max(each):.2f})"
+    )
+    pipelines(arguments)
+
+
+if __name__ == "__main__":
+    script.run(main)
