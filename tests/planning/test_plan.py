@@ -53,10 +53,11 @@ from lawa_jax.data.text import dummy_text
 from lawa_jax.training.text_task import roberta_network, text_task
 slice_ = topology.describe("v5e:4x4")
 data = dummy_text(128, max_tokens=512)
-network = roberta_network("bfloat16", vocab_size=50265, scan=True, remat=True)
+network = roberta_network("bfloat16", vocab_size=50265, layers=12, width=768, ffn_width=3072,
+                          heads=12, max_tokens=512, scan=True, remat=True)
 task = text_task(data, network, place=plan.placement(slice_, fsdp=4), seed=0, batch_size=128)
 targets = np.zeros(max_targets(512), np.int32)
-example = {{"tokens": np.zeros(512, np.int32), "masked_positions": targets, "targets": targets}}
+example = {"tokens": np.zeros(512, np.int32), "masked_positions": targets, "targets": targets}
 train = plan.batch_shapes(example, 128)
 """
 
@@ -105,10 +106,37 @@ def test_resnet50_only_reduces(name):
     assert found["average"]["messages"] == []
 
 
+AVERAGE = """
+import jax, sys
+import jax.numpy as jnp
+from lawa_jax import averaging
+from lawa_jax.planning import plan, topology
+from lawa_jax.planning.collectives import collectives
+place = plan.placement(topology.describe("v5e:4x4"), fsdp=4)
+shapes = {"kernel": jax.ShapeDtypeStruct((1024, 512), jnp.float32),
+          "bias": jax.ShapeDtypeStruct((512,), jnp.float32)}
+step = averaging.lower_addition(place.abstract_state(shapes)).compile()
+assert collectives(step.as_text()) == []
+# A quarter of the tree and of its sum, a pair of float32.
+quarter = 1024 * 512 * 4 // 4
+assert 3 * quarter <= step.memory_analysis().argument_size_in_bytes <= 3.1 * quarter
+"""
+
+
+@pytest.mark.tpu_aot
+@needs_libtpu
+def test_sharded_averaging_compiles_without_messages():
+    done = subprocess.run(
+        [sys.executable, "-c", AVERAGE], text=True, capture_output=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)}, timeout=600, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
 @pytest.mark.tpu_aot
 @needs_libtpu
 def test_roberta_base_sharded_over_four_fits_and_averages_without_messages():
-    found = compiled(ROBERTA.replace("{{", "{").replace("}}", "}"))
+    found = compiled(ROBERTA)
     operations = {operation for operation, _, _ in found["train"]["messages"]}
     assert "all-gather" in operations
     assert operations & {"all-reduce", "reduce-scatter"}
