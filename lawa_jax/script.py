@@ -61,8 +61,9 @@ def run(main: Callable[[], int | None]) -> NoReturn:
 
 
 def _distributed() -> Any:
-    """The module that speaks with other processes, if this program has loaded it."""
-    return sys.modules.get("lawa_jax.distributed")
+    """The module that speaks with other processes, if this program has joined any."""
+    module = sys.modules.get("lawa_jax.distributed")
+    return module if module is not None and module.joined() else None
 
 
 def fail(message: str, code: int) -> int:

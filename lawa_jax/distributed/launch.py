@@ -123,6 +123,11 @@ def current_group() -> Group:
     return _processes(jax.process_index(), jax.process_count())
 
 
+def joined() -> bool:
+    """Whether this process has joined others that `leave` would tell of its end."""
+    return _watch is not None
+
+
 def leave(code: int, message: str = "") -> None:
     """Part from the others, at the end of a program.
 
