@@ -4,6 +4,10 @@
     Accumulator          the same, one tree at a time
     average_checkpoints  the latest k checkpoints of a run, from disk
     recalibrate          BatchNorm statistics for averaged weights
+    latest_weight_averaging, exponential_average, power_average, bias_corrected_average
+                         optax transformations that average inside the training loop
+    averaged_params      the average that they hold
+    restart_from_average go on training from it
 
 Names are loaded when first used, so that listing checkpoints need not wait for JAX.
 """
@@ -14,17 +18,43 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lawa_jax.averaging import Accumulator, average
     from lawa_jax.batch_norm import recalibrate, recalibrate_torch
+    from lawa_jax.online import (
+        averaged_params,
+        bias_corrected_average,
+        exponential_average,
+        latest_weight_averaging,
+        power_average,
+        restart_from_average,
+    )
     from lawa_jax.trajectory import average_checkpoints
 
 _HOMES = {
     "Accumulator": "averaging",
     "average": "averaging",
     "average_checkpoints": "trajectory",
+    "averaged_params": "online",
+    "bias_corrected_average": "online",
+    "exponential_average": "online",
+    "latest_weight_averaging": "online",
+    "power_average": "online",
+    "restart_from_average": "online",
     "recalibrate": "batch_norm",
     "recalibrate_torch": "batch_norm",
 }
 
-__all__ = ["Accumulator", "average", "average_checkpoints", "recalibrate", "recalibrate_torch"]
+__all__ = [
+    "Accumulator",
+    "average",
+    "average_checkpoints",
+    "averaged_params",
+    "bias_corrected_average",
+    "exponential_average",
+    "latest_weight_averaging",
+    "power_average",
+    "recalibrate",
+    "recalibrate_torch",
+    "restart_from_average",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -13,63 +13,19 @@ Averages of a past run: python train/roberta_wikitext.py --evaluate RUN --lawa_k
 """
 
 import dataclasses
-import os
 import sys
-from collections.abc import Sequence
 
-import numpy as np
 from etils import epath
 
 from lawa_jax import script
-from lawa_jax.data.masking import max_targets
-from lawa_jax.data.text import TextData, dummy_text, load_data_bin, prepare_embedded
-from lawa_jax.distributed import ALONE
-from lawa_jax.errors import ConfigError
-from lawa_jax.planning import plan, topology
+from lawa_jax.planning.scripts import print_text_plan
 from lawa_jax.training import sessions
 from lawa_jax.training.command_line import parse
 from lawa_jax.training.mesh import Placement
-from lawa_jax.training.task import Task
+from lawa_jax.training.runtime import prepare
 from lawa_jax.training.text_config import TextConfig
-from lawa_jax.training.text_task import SPLITS, padding_waste, roberta_network, text_task
-
-# Of RoBERTa's published dictionary.
-FAIRSEQ_SYMBOLS = 50_265
-
-
-def load(config: TextConfig, splits: Sequence[str]) -> TextData:
-    """The splits (train, val, test) of the text that a configuration names."""
-    if config.dataset == "dummy":
-        return dummy_text(config.dummy_blocks, max_tokens=config.max_tokens)
-    if config.dataset == "embedded":
-        prepare_embedded(config.data_dir, vocab_size=config.embedded_vocabulary)
-    for split in splits:
-        if split not in SPLITS:
-            raise ConfigError(f"--splits: expected {', '.join(SPLITS)}, found {split!r}")
-    return load_data_bin(
-        config.data_dir,
-        splits=[SPLITS[split] for split in splits],
-        tokens_per_sample=config.max_tokens,
-    )
-
-
-def show_plan(task: Task, slice_: topology.Slice, config: TextConfig) -> None:
-    """Print what every step takes, for blocks of full length."""
-    example = {
-        "tokens": np.zeros(config.max_tokens, np.int32),
-        "masked_positions": np.zeros(max_targets(config.max_tokens), np.int32),
-        "targets": np.zeros(max_targets(config.max_tokens), np.int32),
-    }
-    rows = config.eval_batch_size or config.batch_size // config.accumulate
-    print(f"batch {config.batch_size} on {len(slice_.devices)} x {slice_.name}, fsdp {config.fsdp}")
-    for step in plan.plan_steps(
-        task,
-        slice_,
-        train=plan.batch_shapes(example, config.batch_size),
-        evaluate=plan.batch_shapes(example, rows),
-    ):
-        size = config.batch_size if step.name == "train" else rows
-        print(plan.describe_step(step, slice_, size), flush=True)
+from lawa_jax.training.text_task import padding_waste
+from lawa_jax.training.wiring import load_text, text_task_of
 
 
 def main() -> None:
@@ -78,65 +34,14 @@ def main() -> None:
     config, actions = arguments.run, arguments.actions
     if actions.dummy:
         config = dataclasses.replace(config, dataset="dummy")
-    if actions.deterministic:
-        # Read when the first device is used, which is below.
-        os.environ["XLA_FLAGS"] = (
-            os.environ.get("XLA_FLAGS", "") + " --xla_gpu_deterministic_ops=true"
-        )
-    group = ALONE if actions.plan is not None else actions.join()
-    slice_ = None if actions.plan is None else topology.describe(actions.plan)
-    if slice_ is not None:
-        # Blocks of full length; the data need not be there.
-        data = dummy_text(
-            config.batch_size,
-            max_tokens=config.max_tokens,
-            vocab_size=config.vocab_size or FAIRSEQ_SYMBOLS,
-        )
-    else:
-        data = load(config, ("train", "val") if actions.evaluate is None else actions.splits)
-    symbols = len(data.dictionary)
-    if config.vocab_size not in (0, symbols):
-        raise ConfigError(
-            f"vocab_size: the model has {config.vocab_size} symbols, the dictionary in "
-            f"{config.data_dir} {symbols}; give the --data_dir the model was trained on"
-        )
-    config = dataclasses.replace(config, vocab_size=symbols)
-    task = text_task(
-        data,
-        roberta_network(
-            config.compute_dtype,
-            vocab_size=symbols,
-            layers=config.layers,
-            width=config.width,
-            ffn_width=config.ffn_width,
-            heads=config.heads,
-            max_tokens=config.max_tokens,
-            dropout=config.dropout,
-            attention_dropout=config.attention_dropout,
-            remat=config.remat,
-            scan=config.scan,
-        ),
-        place=Placement(fsdp=config.fsdp)
-        if slice_ is None
-        else plan.placement(slice_, fsdp=config.fsdp),
-        seed=config.seed,
-        batch_size=config.batch_size,
-        learning_rate=config.learning_rate,
-        schedule=config.schedule,
-        warmup_updates=config.warmup_updates,
-        total_updates=config.total_updates,
-        adam_b2=config.adam_b2,
-        adam_eps=config.adam_eps,
-        weight_decay=config.weight_decay,
-        accumulate=config.accumulate,
-        lengths=config.lengths,
-        masker=config.masker,
-        eval_batch_size=config.eval_batch_size,
-        threads=config.loader_threads,
-    )
-    if slice_ is not None:
-        show_plan(task, slice_, config)
+    prepare(deterministic=actions.deterministic, compile_cache=actions.compile_cache)
+    if actions.plan is not None:
+        print_text_plan(config, actions.plan)
         return
+    group = actions.join()
+    data = load_text(config, ("train", "val") if actions.evaluate is None else actions.splits)
+    config = dataclasses.replace(config, vocab_size=config.vocab_size or len(data.dictionary))
+    task = text_task_of(config, data, Placement(fsdp=config.fsdp))
     if actions.evaluate is not None:
         rows = sessions.evaluate_run(
             task,

@@ -5,6 +5,7 @@ from typing import NamedTuple
 from lawa_jax.data import digits
 from lawa_jax.data.loader import Source, Transform
 from lawa_jax.data.synthetic import SyntheticImages
+from lawa_jax.errors import ConfigError
 
 
 class ImageData(NamedTuple):
@@ -15,17 +16,31 @@ class ImageData(NamedTuple):
       validation: the same shapes.
       num_classes: number of labels.
       augment: random transformation of a training example; None for none.
+      plain_train: training examples prepared as for evaluation; None where `train` is that.
     """
 
     train: Source
     validation: Source
     num_classes: int
     augment: Transform | None
+    plain_train: Source | None = None
 
     @property
     def image_shape(self) -> tuple[int, ...]:
         """[H, W, C] of an example."""
         return tuple(self.validation[0]["image"].shape)
+
+    def split(self, name: str) -> Source:
+        """What to evaluate on: ``"val"``, or ``"train"`` without augmentation.
+
+        Raises:
+          ConfigError: another name.
+        """
+        if name == "val":
+            return self.validation
+        if name == "train":
+            return self.plain_train or self.train
+        raise ConfigError(f"there is no split {name!r} to evaluate; expected val or train")
 
 
 def load_digits(*, label_noise: float = 0.0) -> ImageData:

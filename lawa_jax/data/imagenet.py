@@ -65,10 +65,13 @@ def find(
     training = TrainingImages(
         train, size=image_size, dtype=dtype, shrink=shrink, corrupt_budget=corrupt_budget
     )
-    evaluation = EvaluationImages(
-        validation, size=image_size, resize=resize, dtype=dtype, corrupt_budget=corrupt_budget
+    plain, evaluation = (
+        EvaluationImages(
+            split, size=image_size, resize=resize, dtype=dtype, corrupt_budget=corrupt_budget
+        )
+        for split in (train, validation)
     )
-    return ImageData(training, evaluation, len(train.classes), training.augment)
+    return ImageData(training, evaluation, len(train.classes), training.augment, plain)
 
 
 def open_splits(data_dir: str | Path) -> tuple[EncodedImages, EncodedImages]:

@@ -4,8 +4,14 @@ A training position is therefore one number, the samples seen in this epoch: a r
 with any number of threads, workers or processes and sees the same batches, augmentation included.
 """
 
+import multiprocessing.connection
+import os
+import signal
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import chain, islice
 from typing import Any, Protocol, TypeVar
 
 import grain
@@ -138,15 +144,53 @@ def _iterate(data: Any, source: Source, threads: int, workers: int) -> Iterator[
         # Each worker takes every workers-th of the finished batches, so that their order and
         # content cannot depend on how many there are.
         data = data.mp_prefetch(
-            grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
+            grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2),
+            worker_init_fn=_begin_worker,
         )
     return _consume(iter(data), getattr(source, "inspect", None))
+
+
+@contextmanager
+def _signals_held() -> Iterator[None]:
+    """Workers begun within the block never see SIGINT and SIGTERM, not even while they start.
+
+    A new process inherits the mask of blocked signals. What arrives for this one waits.
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _begin_worker(index: int, count: int) -> None:
+    """Let a worker live exactly as long as the process that it loads for.
+
+    Ctrl-C and a scheduler's SIGTERM reach every process of a job. The one that trains still wants
+    the batch under way and ends its workers itself; if it is killed, they must not stay behind.
+    """
+    del index, count
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
+
+
+def _end_with(sentinel: int) -> None:
+    multiprocessing.connection.wait([sentinel])
+    os._exit(1)
 
 
 def _consume(batches: Any, inspect: Callable[[Batch], Batch] | None) -> Iterator[Batch]:
     """The batches, after the source's own look at each; workers end when the reader is done."""
     try:
-        for batch in batches:
+        with _signals_held():
+            first = list(islice(batches, 1))
+        for batch in chain(first, batches):
             yield batch if inspect is None else inspect(batch)
     finally:
         batches.close()

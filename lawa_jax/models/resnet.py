@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from lawa_jax.models.convolution import convolution
 from lawa_jax.models.normalization import BatchNorm, statistics_dtype
 
 Stem = Literal["imagenet", "cifar"]
@@ -67,6 +68,7 @@ class _Layers(NamedTuple):
             dtype=self.dtype,
             param_dtype=self.param_dtype,
             kernel_init=_kaiming_normal,
+            conv_general_dilated=convolution,
             rngs=self.rngs,
         )
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 
+from lawa_jax.data.images import normalize
 from lawa_jax.models.functional import Functional, Model
 from lawa_jax.training.losses import Metrics, classification_metrics
 from lawa_jax.training.steps import Batch, LossFn
@@ -13,6 +14,7 @@ from lawa_jax.training.steps import Batch, LossFn
 def classification_loss(network: Functional, *, label_smoothing: float = 0.0) -> LossFn:
     """Mean softmax cross-entropy of ``{"image", "label"}`` batches, optionally with a ``"mask"``.
 
+    Images are floats as they are, or uint8, normalised here, on the device, as `images.normalize`.
     Shapes: image (batch, height, width, channels), label (batch,) integers, mask (batch,) booleans,
     false for padding. Masked samples count neither in loss nor metrics, but BatchNorm does see
     them in train mode: mask in evaluation only.
@@ -29,7 +31,7 @@ def classification_loss(network: Functional, *, label_smoothing: float = 0.0) ->
         model: Model, batch: Batch, key: jax.Array | None, train: bool
     ) -> tuple[jax.Array, tuple[dict[str, Any], Metrics]]:
         del key  # the networks for images draw no random numbers
-        logits, batch_stats = network.apply(model, batch["image"], train=train)
+        logits, batch_stats = network.apply(model, normalize(batch["image"]), train=train)
         smoothing = label_smoothing if train else 0.0
         metrics = classification_metrics(logits, batch["label"], batch.get("mask"), smoothing)
         total, count = metrics["loss"]
@@ -42,6 +44,6 @@ def moments_fn(network: Functional) -> Callable[[Model, Batch], dict[str, Any]]:
     """``apply_fn`` for `lawa_jax.batch_norm.recalibrate`, jitted: the moments of an image batch."""
 
     def moments(model: Model, batch: Batch) -> dict[str, Any]:
-        return network.apply(model, batch["image"], train=True, moments=True)[1]
+        return network.apply(model, normalize(batch["image"]), train=True, moments=True)[1]
 
     return jax.jit(moments)

@@ -29,12 +29,16 @@ class Actions:
     """With --evaluate: epochs at which the averages end; all possible ones by default."""
     splits: tuple[str, ...] = ("val",)
     """With --evaluate: parts of the data to evaluate on, of train, val and test."""
+    eval_train: bool = False
+    """With --evaluate: also on the training data, prepared as for evaluation."""
     init_from: str | None = None
     """Start from this checkpoint's weights: a run, a step of it (RUN@30), or an average."""
     dummy: bool = False
     """Use synthetic data of the real shapes."""
     deterministic: bool = False
     """Bit-reproducible operations on a GPU, at some cost in speed (a CPU always is)."""
+    compile_cache: str | None = None
+    """Keep compiled programs in this directory, so that the next start need not compile."""
     json: bool = False
     """With --evaluate: print JSON lines instead of a table."""
     plan: str | None = None
@@ -96,6 +100,8 @@ def parse(
     )
     run, actions = line.run, line.actions
     _check_actions(actions)
+    if actions.eval_train and "train" not in actions.splits:
+        actions = dataclasses.replace(actions, splits=(*actions.splits, "train"))
     if not run.run_dir:
         name = Path(actions.config).stem if actions.config else default_name
         run = dataclasses.replace(run, run_dir=str(Path("runs") / f"{name}-seed{run.seed}"))
@@ -136,8 +142,8 @@ def _check_actions(actions: Actions) -> None:
                 raise ConfigError(
                     f"--evaluate takes everything from the run itself; leave --{name} out"
                 )
-    elif actions.end or actions.json:
-        raise ConfigError("--end and --json go with --evaluate RUN")
+    elif actions.end or actions.json or actions.eval_train:
+        raise ConfigError("--end, --json and --eval_train go with --evaluate RUN")
     if actions.plan is not None:
         for name in ("resume", "evaluate", "init_from", "coordinator"):
             if getattr(actions, name):

@@ -3,9 +3,28 @@
 import dataclasses
 import importlib.util
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
+
+import tyro
 
 from lawa_jax.errors import ConfigError
+
+
+def _count(words: list[str]) -> int:
+    return 0 if words == ["all"] else int(words[0])
+
+
+# A number of batches whose 0 is also called "all".
+BatchCount = Annotated[
+    int,
+    tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="INT|all",
+        instance_from_str=_count,
+        is_instance=lambda value: isinstance(value, int),
+        str_from_instance=lambda value: [str(value) if value else "all"],
+    ),
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,11 +46,22 @@ class RunConfig:
     keep_resume: int = 2
     """Resume states kept (models of all epochs are kept)."""
     loader_threads: int = 8
-    """Threads that decode and augment."""
+    """Threads that decode and augment, in this process or in each worker."""
+    loader_workers: int = 0
+    """Processes that load; 0: this one does. Batches are the same for any number."""
 
     # Fields that may differ between a run and its resumption, since they leave the values alone.
     changeable = frozenset(
-        {"run_dir", "lawa_k", "save_every_steps", "keep_resume", "loader_threads", "bn"}
+        {
+            "run_dir",
+            "lawa_k",
+            "save_every_steps",
+            "keep_resume",
+            "loader_threads",
+            "loader_workers",
+            "corrupt_budget",
+            "bn",
+        }
     )
 
     def check(self) -> None:
@@ -43,6 +73,7 @@ class RunConfig:
             ("save_every_steps", 0),
             ("keep_resume", 1),
             ("loader_threads", 0),
+            ("loader_workers", 0),
             ("seed", 0),
         ):
             if getattr(self, name) < least:
@@ -60,6 +91,12 @@ class ImageConfig(RunConfig):
     """For imagenet: a TFDS directory, or a folder with train/<class>/* and val/<class>/*."""
     image_size: int = 224
     """Pixels a side, for imagenet and dummy."""
+    resize: int = 0
+    """Pixels of the shorter side before evaluation's centre crop; 0: 256/224 of image_size."""
+    shrink_on_load: bool = True
+    """Decode JPEGs at a half, quarter or eighth where a random crop leaves as many pixels."""
+    corrupt_budget: int = 20
+    """Damaged images, each logged by name, that are replaced or left out before it is an error."""
     dummy_examples: int = 2048
     """Training images of the dummy data; an eighth as many are for validation."""
     dummy_classes: int = 1000
@@ -91,8 +128,11 @@ class ImageConfig(RunConfig):
     bn: Literal["recalibrate", "average", "latest"] = "recalibrate"
     """BatchNorm statistics after averaging: recomputed on training data (as the paper), averaged
     like weights, or the newest checkpoint's."""
-    bn_batches: int = 50
-    """Training batches for recalibration; 0: all of an epoch (the original's full pass)."""
+    bn_batches: BatchCount = 50
+    """Training batches for recalibration; all (or 0): a whole epoch, the original's full pass."""
+    bn_groups: int = 1
+    """Parts of a batch that BatchNorm normalises apart: 1 for the whole (global) batch; the number
+    of devices for what the original's one batch per GPU does."""
 
     def check(self) -> None:
         """Raises ConfigError for values that make no sense."""
@@ -115,12 +155,25 @@ class ImageConfig(RunConfig):
             "dummy_classes",
             "base_batch_size",
             "accumulate",
+            "bn_groups",
         ):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}: expected >= 1, found {getattr(self, name)}")
+        for name in ("bn_batches", "corrupt_budget", "resize"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name}: expected >= 0, found {getattr(self, name)}")
+        if 0 < self.resize < self.image_size:
+            raise ConfigError(
+                f"resize: expected >= image_size={self.image_size}, found {self.resize}"
+            )
         if self.batch_size % self.accumulate:
             raise ConfigError(
                 f"accumulate: batch_size {self.batch_size} does not divide by {self.accumulate}"
+            )
+        if self.batch_size // self.accumulate % self.bn_groups:
+            raise ConfigError(
+                f"bn_groups: {self.batch_size // self.accumulate} samples a pass do not divide "
+                f"into {self.bn_groups} groups"
             )
 
 

@@ -20,7 +20,12 @@ from lawa_jax.training.task import Batch, Model, State, Task
 
 
 def resnet_network(
-    arch: str, *, num_classes: int, in_channels: int = 3, compute_dtype: str = "float32"
+    arch: str,
+    *,
+    num_classes: int,
+    in_channels: int = 3,
+    compute_dtype: str = "float32",
+    bn_groups: int = 1,
 ) -> Functional:
     """A ResNet by name as pure functions.
 
@@ -34,6 +39,7 @@ def resnet_network(
             "num_classes": num_classes,
             "in_channels": in_channels,
             "dtype": dtype,
+            "bn_groups": bn_groups,
             "rngs": rngs,
         }
         if arch == "resnet_digits":
@@ -60,7 +66,9 @@ def image_task(
     label_smoothing: float = 0.0,
     accumulate: int = 1,
     bn_batches: int = 0,
+    bn_groups: int = 1,
     threads: int = 8,
+    workers: int = 0,
 ) -> Task:
     """A ResNet on images, trained as the paper does.
 
@@ -80,7 +88,9 @@ def image_task(
       label_smoothing: of the training loss.
       accumulate: parts a batch is worked through in.
       bn_batches: training batches for recalibration; 0: a whole epoch.
-      threads: decoding threads.
+      bn_groups: parts of a batch that BatchNorm normalises apart, see `BatchNorm`.
+      threads: decoding threads, in this process or in each worker.
+      workers: processes that load; 0: this one does.
 
     Raises:
       ConfigError: a batch that does not fit the data or the devices.
@@ -99,6 +109,7 @@ def image_task(
         num_classes=data.num_classes,
         in_channels=data.image_shape[-1],
         compute_dtype=compute_dtype,
+        bn_groups=bn_groups,
     )
     optimizer = sgd(momentum=momentum, weight_decay=weight_decay)
     loss_fn = classification_loss(network, label_smoothing=label_smoothing)
@@ -124,13 +135,16 @@ def image_task(
             transform=data.augment,
             process=place.process,
             threads=threads,
+            workers=workers,
         )
 
     def validation(split: str) -> Iterator[Batch]:
-        if split != "val":
-            raise ConfigError(f"there is no split {split!r} to evaluate; expected val")
         return eval_batches(
-            data.validation, batch_size=batch_size, process=place.process, threads=threads
+            data.split(split),
+            batch_size=batch_size,
+            process=place.process,
+            threads=threads,
+            workers=workers,
         )
 
     moments = moments_fn(network)
@@ -155,4 +169,9 @@ def image_task(
         samples_per_epoch=steps_per_epoch * batch_size,
         place=place,
         moments=moments,
+        # Deeper layers see inputs normalised by their batch, so the size matters.
+        recalibrated_on={
+            "bn_batches": min(bn_batches or steps_per_epoch, steps_per_epoch),
+            "bn_batch_size": batch_size,
+        },
     )

@@ -91,7 +91,8 @@ def evaluate_latest(
     """Metrics of the average of the `k` latest models ending at `end`.
 
     Returns:
-      A row for the log: ``k``, ``end``, ``bn``, ``<split>/<metric>`` and ``seconds``.
+      A row for the log: ``k``, ``end``, ``bn``, ``<split>/<metric>`` and ``seconds``; with
+      recalibration also what it averaged over.
     """
     started = time.perf_counter()
     average = average_on_device(run, k=k, end=end, task=task)
@@ -105,6 +106,7 @@ def evaluate_latest(
         "end": end,
         "k": k,
         "bn": bn if task.recalibrate is not None else None,
+        **(task.recalibrated_on if bn == "recalibrate" else {}),
         **metrics,
         "seconds": round(time.perf_counter() - started, 4),
     }

@@ -1,6 +1,7 @@
 """What the loop needs to know of a problem: the seam between the trainers and their one loop."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -33,6 +34,7 @@ class Task(NamedTuple):
       place: puts arrays on devices.
       units_per_sample: how many of `unit` a sample is, on average.
       moments: ``(model, batch) -> moments``, jitted, that `recalibrate` pools; None without.
+      recalibrated_on: what `recalibrate` averages over, for the log.
       derived: further metrics from the means of an evaluation.
     """
 
@@ -50,4 +52,5 @@ class Task(NamedTuple):
     place: Placement
     units_per_sample: float = 1.0
     moments: Callable[[Model, Batch], Any] | None = None
+    recalibrated_on: Mapping[str, int] = MappingProxyType({})
     derived: Callable[[dict[str, float]], dict[str, float]] = lambda means: {}

@@ -2,8 +2,14 @@
 
 import itertools
 import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -224,3 +230,36 @@ def test_leaving_early_ends_the_workers(image_folder):
     assert multiprocessing.active_children()
     batches.close()
     assert not multiprocessing.active_children()
+
+
+def test_signals_for_all_leave_the_workers_loading(image_folder):
+    data = imagenet.find(image_folder, image_size=8)
+    batches = eval_batches(data.validation, batch_size=3, threads=1, workers=1)
+    next(batches)
+    (worker,) = multiprocessing.active_children()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        os.kill(worker.pid, number)
+    assert len(list(batches)) == 2
+
+
+def test_workers_end_with_a_killed_process(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import multiprocessing, numpy, time\n"
+        "from lawa_jax.data.loader import ArraySource, eval_batches\n"
+        "if __name__ == '__main__':\n"
+        "    source = ArraySource(x=numpy.arange(1000))\n"
+        "    batches = eval_batches(source, batch_size=1, threads=1, workers=1)\n"
+        "    next(batches)\n"
+        "    print(multiprocessing.active_children()[0].pid, flush=True)\n"
+        "    time.sleep(60)\n"
+    )
+    root = str(Path(__file__).resolve().parents[2])
+    with subprocess.Popen(
+        [sys.executable, str(script)],
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": root},
+    ) as process:
+        worker = psutil.Process(int(process.stdout.readline()))
+        process.kill()
+    worker.wait(timeout=30)

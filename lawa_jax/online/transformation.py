@@ -1,0 +1,61 @@
+"""What all of these transformations share: when they look, and at what."""
+
+from collections.abc import Callable
+from typing import Any, Protocol, TypeVar
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Int
+
+from lawa_jax.errors import SelectionError
+from lawa_jax.tree import PyTree
+
+
+class Counted(Protocol):
+    """State of any of them."""
+
+    updates: Int[Array, ""]  # seen so far, int32
+    stored: Int[Array, ""]  # of them taken into the average, int32
+
+
+State = TypeVar("State", bound=Any)
+
+
+def check(**bounds: tuple[int, int]) -> None:
+    """``check(k=(k, 1))``: k is an integer of at least 1."""
+    for name, (found, least) in bounds.items():
+        if found != int(found) or found < least:
+            raise SelectionError(f"{name}: expected an integer >= {least}, found {found}")
+
+
+def zero() -> Array:
+    return jnp.zeros((), jnp.int32)
+
+
+def widened(leaf: Array) -> Array:
+    """In float32 at least, where sums are made."""
+    return leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
+
+
+def watching(
+    init: Callable[[PyTree], State],
+    remember: Callable[[State, PyTree], State],
+    every: int,
+    start: int,
+) -> optax.GradientTransformation:
+    """Updates pass unchanged; `remember` is given the new parameters whenever they are due."""
+
+    def update(updates: Any, state: State, params: Any = None) -> tuple[Any, State]:
+        if params is None:
+            raise SelectionError(
+                "averaging needs the parameters: call optimizer.update(grads, state, params)"
+            )
+        state = state._replace(updates=state.updates + 1)
+        due = (state.updates % every == 0) & (state.updates >= start)
+        # Outside of the branch this is the very expression of the caller's `apply_updates`, which
+        # XLA computes once: inside it would cost a pass and could be rounded differently (FMA).
+        params = optax.apply_updates(params, updates)
+        return updates, jax.lax.cond(due, remember, lambda s, _: s, state, params)
+
+    return optax.GradientTransformation(init, update)
