@@ -8,6 +8,8 @@
                          optax transformations that average inside the training loop
     averaged_params      the average that they hold
     restart_from_average go on training from it
+    greedy_soup, best_k, best_window, learn_coefficients
+                         which checkpoints, and with what weights, found on held-out data
 
 Names are loaded when first used, so that listing checkpoints need not wait for JAX.
 """
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
         power_average,
         restart_from_average,
     )
+    from lawa_jax.soup import best_k, best_window, greedy_soup
+    from lawa_jax.trainable import learn_coefficients
     from lawa_jax.trajectory import average_checkpoints
 
 _HOMES = {
@@ -33,9 +37,13 @@ _HOMES = {
     "average": "averaging",
     "average_checkpoints": "trajectory",
     "averaged_params": "online",
+    "best_k": "soup",
+    "best_window": "soup",
     "bias_corrected_average": "online",
     "exponential_average": "online",
+    "greedy_soup": "soup",
     "latest_weight_averaging": "online",
+    "learn_coefficients": "trainable",
     "power_average": "online",
     "restart_from_average": "online",
     "recalibrate": "batch_norm",
@@ -47,9 +55,13 @@ __all__ = [
     "average",
     "average_checkpoints",
     "averaged_params",
+    "best_k",
+    "best_window",
     "bias_corrected_average",
     "exponential_average",
+    "greedy_soup",
     "latest_weight_averaging",
+    "learn_coefficients",
     "power_average",
     "recalibrate",
     "recalibrate_torch",

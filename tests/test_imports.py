@@ -37,6 +37,8 @@ LEVELS = {
     "planning": 8,
     "report": 7,
     "online": 4,
+    "soup": 4,
+    "trainable": 4,
     "commands": 8,
     "cli": 9,
     "__init__": 9,
