@@ -158,6 +158,32 @@ class Accumulator:
         return jax.tree.unflatten(self._structure, out)
 
 
+def lower_addition(tree: PyTree, *, precision: Precision = "compensated") -> Any:
+    """Adding one tree to the sum, lowered for the devices its abstract leaves live on.
+
+    For compiling ahead of time: ``lower_addition(shapes).compile()``.
+
+    Args:
+      tree: `jax.ShapeDtypeStruct` leaves with shardings.
+      precision: see `Accumulator`; ``"compensated"`` is that of TPUs.
+    """
+    leaves = jax.tree.leaves(tree)
+    with jax.enable_x64(True):
+        pieces, _, zero = summation.operands([1.0], 1.0, precision)
+        sums = jax.eval_shape(lambda x: _first_all(x, pieces[0], zero, precision), leaves)
+        # The parts of a leaf's sum have its shape, and live where it does.
+        placed = [
+            jax.tree.map(
+                lambda part, at=leaf.sharding: jax.ShapeDtypeStruct(
+                    part.shape, part.dtype, sharding=at
+                ),
+                total,
+            )
+            for leaf, total in zip(leaves, sums, strict=True)
+        ]
+        return _add.lower(placed, leaves, pieces[0], zero, precision)
+
+
 def _dtype_name(dtype: Any) -> str | None:
     if dtype is None:
         return None

@@ -97,3 +97,9 @@ class TrainingFailedError(LawaError, RuntimeError):
     """Training cannot go on: a non-finite loss, for instance."""
 
     exit_code = EXIT_RUN_FAILED
+
+
+class PeerError(LawaError, RuntimeError):
+    """Another process of the same program failed, or did not arrive in time."""
+
+    exit_code = EXIT_RUN_FAILED

@@ -12,6 +12,8 @@ from etils import epath
 from lawa_jax import streaming
 from lawa_jax.checkpoints import Checkpoint, StreamingWriter
 from lawa_jax.checkpoints.discovery import step_of as step_of_directory
+from lawa_jax.checkpoints.shared_writer import SharedWriter
+from lawa_jax.distributed import ALONE, Group
 from lawa_jax.jobs import Job, Options, Result
 from lawa_jax.journal import Journal
 from lawa_jax.record import make_record
@@ -30,6 +32,7 @@ def write_averages(
     overwrite: bool,
     journal: epath.PathLike | None,
     progress: Progress | None,
+    group: Group = ALONE,
 ) -> list[Result]:
     """Make the averages of a plan and publish each as a checkpoint with its record.
 
@@ -42,13 +45,14 @@ def write_averages(
       overwrite: replace existing outputs.
       journal: directory of a journal for passes that can be interrupted; None for none.
       progress: called with the bytes read.
+      group: processes that share the work.
     """
     with ExitStack() as stack:
         book = None
         if journal is not None:
             book = Journal(Path(journal), _identity(jobs, opened, outs, options))
             stack.callback(book.close)
-        return _write(stack, jobs, outs, opened, plan, options, overwrite, book, progress)
+        return _write(stack, jobs, outs, opened, plan, options, overwrite, book, progress, group)
 
 
 def _write(
@@ -61,13 +65,14 @@ def _write(
     overwrite: bool,
     book: Journal | None,
     progress: Progress | None,
+    group: Group,
 ) -> list[Result]:
-    writers: list[StreamingWriter | None] = []
+    writers: list[StreamingWriter | SharedWriter | None] = []
     for job, out in zip(jobs, outs, strict=True):
         if book is not None and book.is_published(out):
             writers.append(None)
             continue
-        writer = _writer(out, opened[job.sources[-1]], plan, overwrite, book)
+        writer = _writer(out, opened[job.sources[-1]], plan, overwrite, book, group)
         if book is None:
             # With a journal, what is staged survives an interruption, to be taken up again.
             stack.enter_context(writer)
@@ -81,6 +86,7 @@ def _write(
         finished=finished,
         on_block=None if book is None else book.append,
         progress=progress,
+        group=group,
     )
     averaged = time.perf_counter()
     by_address = dict(zip(opened, inputs, strict=True))
@@ -113,20 +119,27 @@ def _write(
 
 
 def _writer(
-    out: epath.Path, newest: Checkpoint, plan: Plan, overwrite: bool, book: Journal | None
-) -> StreamingWriter:
+    out: epath.Path,
+    newest: Checkpoint,
+    plan: Plan,
+    overwrite: bool,
+    book: Journal | None,
+    group: Group,
+) -> StreamingWriter | SharedWriter:
     whole = not newest.selection.left_out
-    return StreamingWriter(
-        out,
-        plan.out,
-        newest.keys,
-        item=_item_name(newest),
-        key_types=newest.key_types,
-        empty=newest.empty if whole else None,
-        strings=newest.strings if whole else None,
-        overwrite=overwrite,
-        staging=None if book is None else book.staging(out),
-    )
+    options: dict[str, Any] = {
+        "item": _item_name(newest),
+        "key_types": newest.key_types,
+        "empty": newest.empty if whole else None,
+        "strings": newest.strings if whole else None,
+        "overwrite": overwrite,
+    }
+    if group.count > 1:
+        # A chunk is written by one process.
+        chunks = {name: plan.grid(name) for name in plan.out}
+        return SharedWriter(group, out, plan.out, newest.keys, chunks=chunks, **options)
+    staging = None if book is None else book.staging(out)
+    return StreamingWriter(out, plan.out, newest.keys, staging=staging, **options)
 
 
 def _item_name(source: Checkpoint) -> str:
@@ -137,7 +150,7 @@ def _item_name(source: Checkpoint) -> str:
 
 def _adopt(
     plan: Plan,
-    writers: Sequence[StreamingWriter | None],
+    writers: Sequence[StreamingWriter | SharedWriter | None],
     finished: Mapping[tuple[str, int], streaming.Done],
 ) -> None:
     """Tell the writers which blocks their staging directories hold already."""
@@ -147,7 +160,7 @@ def _adopt(
             if done is None:
                 continue
             for writer, digest in zip(writers, done.written, strict=True):
-                if writer is not None and digest is not None:
+                if isinstance(writer, StreamingWriter) and digest is not None:
                     writer.adopt(name, index, digest)
 
 

@@ -3,15 +3,18 @@
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
-from lawa_jax.errors import EXIT_IO, EXIT_OK, EXIT_USAGE, LawaError
+from lawa_jax.errors import EXIT_IO, EXIT_OK, EXIT_RUN_FAILED, EXIT_USAGE, LawaError
 
 EXIT_INTERRUPTED = 128 + signal.SIGINT
 EXIT_TERMINATED = 128 + signal.SIGTERM
 EXIT_BROKEN_PIPE = 128 + signal.SIGPIPE
+# The last message printed.
+_last: list[str] = []
 
 
 class Terminated(BaseException):
@@ -25,6 +28,7 @@ def run(main: Callable[[], int | None]) -> NoReturn:
     one message; anything else is a defect and keeps its traceback.
     """
     signal.signal(signal.SIGTERM, _terminate)
+    _last.clear()
     try:
         code = main() or EXIT_OK
         sys.stdout.flush()
@@ -45,11 +49,26 @@ def run(main: Callable[[], int | None]) -> NoReturn:
         code = fail("interrupted", EXIT_INTERRUPTED)
     except Terminated:
         code = fail("terminated", EXIT_TERMINATED)
+    except Exception as error:
+        if _distributed() is None:
+            raise
+        # The interpreter would wait for the other processes, which wait for this one.
+        traceback.print_exc()
+        code = fail(f"{type(error).__name__}: {error}", EXIT_RUN_FAILED)
+    if (distributed := _distributed()) is not None:
+        distributed.leave(code, " ".join(_last))
     sys.exit(code)
+
+
+def _distributed() -> Any:
+    """The module that speaks with other processes, if this program has joined any."""
+    module = sys.modules.get("lawa_jax.distributed")
+    return module if module is not None and module.joined() else None
 
 
 def fail(message: str, code: int) -> int:
     """Print the message as this project prints errors; returns `code`."""
+    _last[:] = [message]
     print(f"error: {message}", file=sys.stderr, flush=True)
     return code
 

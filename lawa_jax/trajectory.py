@@ -10,6 +10,7 @@ from etils import epath
 from lawa_jax import streaming
 from lawa_jax.checkpoints import Checkpoint, open_checkpoint, parse_address
 from lawa_jax.checkpoints.discovery import as_path
+from lawa_jax.distributed import ALONE, Group
 from lawa_jax.errors import SelectionError
 from lawa_jax.jobs import DEFAULT_MEMORY, BatchNorm, Job, Options, Result, step_of, window_job
 from lawa_jax.outputs import write_averages
@@ -107,6 +108,7 @@ def run_jobs(
     overwrite: bool = False,
     journal: epath.PathLike | None = None,
     progress: Progress | None = None,
+    group: Group = ALONE,
 ) -> list[Result]:
     """Make all averages in one pass that reads every needed checkpoint once.
 
@@ -119,18 +121,22 @@ def run_jobs(
       journal: where to keep book of finished blocks, so that an interrupted pass can be taken up
         again with the same arguments; None for none.
       progress: called with the bytes read.
+      group: processes that all call this and share the work of written averages: each reads,
+        averages and writes blocks of its own, on a file system that they share.
 
     Raises:
       OutputExistsError: an output exists; nothing was read.
       Those of `average_checkpoints`.
     """
-    opened, plan, _ = _prepare(jobs, options)
+    opened, plan, _ = _prepare(jobs, options, 1 if outs is None else group.count)
     if outs is None:
         return _in_memory(jobs, opened, plan, progress)
     if len(set(outs)) != len(jobs):
         raise SelectionError(f"expected {len(jobs)} different outputs, found {len(set(outs))}")
     paths = [as_path(out) for out in outs]
-    return write_averages(jobs, paths, opened, plan, options, overwrite, journal, progress)
+    if journal is not None and group.count > 1:
+        raise SelectionError("an interruptible pass (journal) is for one process; start it alone")
+    return write_averages(jobs, paths, opened, plan, options, overwrite, journal, progress, group)
 
 
 def recompute(
@@ -153,7 +159,9 @@ def open_address(
     return open_checkpoint(path, step=step, item=item, include=include, exclude=exclude)
 
 
-def _prepare(jobs: Sequence[Job], options: Options) -> tuple[dict[str, Checkpoint], Plan, set[str]]:
+def _prepare(
+    jobs: Sequence[Job], options: Options, parts: int = 1
+) -> tuple[dict[str, Checkpoint], Plan, set[str]]:
     addresses = _in_order(jobs)
     opened = {
         source: open_address(
@@ -173,6 +181,7 @@ def _prepare(jobs: Sequence[Job], options: Options) -> tuple[dict[str, Checkpoin
         dtype=None if options.dtype is None else _dtype(options.dtype),
         memory=options.memory,
         threads=options.threads,
+        parts=parts,
     )
     return opened, plan, statistics
 

@@ -6,6 +6,8 @@ Half a minute on a CPU: python train/resnet_imagenet.py --config configs/resnet_
 
 Go on after a stop: python train/resnet_imagenet.py --config ... --resume
 
+What it takes on a TPU slice: python train/resnet_imagenet.py --plan v5e:16x16 --batch_size 16384
+
 Averages of a past run: python train/resnet_imagenet.py --evaluate RUN --lawa_k 5 --end 10 20 30
 """
 
@@ -15,6 +17,7 @@ import sys
 from etils import epath
 
 from lawa_jax import script
+from lawa_jax.planning.scripts import print_image_plan
 from lawa_jax.training import sessions
 from lawa_jax.training.command_line import parse
 from lawa_jax.training.config import ImageConfig
@@ -30,6 +33,10 @@ def main() -> None:
     if actions.dummy:
         config = dataclasses.replace(config, dataset="dummy")
     prepare(deterministic=actions.deterministic, compile_cache=actions.compile_cache)
+    if actions.plan is not None:
+        print_image_plan(config, actions.plan)
+        return
+    group = actions.join()
     task = image_task_of(config, load_images(config), Placement())
     if actions.evaluate is not None:
         run = epath.Path(actions.evaluate)
@@ -42,7 +49,8 @@ def main() -> None:
             splits=actions.splits,
             as_json=actions.json,
         )
-        print(rows)
+        if group.index == 0:
+            print(rows)
         return
     sessions.train_run(
         task,

@@ -6,6 +6,8 @@ A few minutes on a CPU: python train/roberta_wikitext.py --config configs/robert
 
 Go on after a stop: python train/roberta_wikitext.py --config ... --resume
 
+What it takes on a TPU slice: python train/roberta_wikitext.py --plan v5e:4x4 --fsdp 4
+
 Averages of a past run: python train/roberta_wikitext.py --evaluate RUN --lawa_k 10 --end 80 90
 --splits train val test
 """
@@ -16,6 +18,7 @@ import sys
 from etils import epath
 
 from lawa_jax import script
+from lawa_jax.planning.scripts import print_text_plan
 from lawa_jax.training import sessions
 from lawa_jax.training.command_line import parse
 from lawa_jax.training.mesh import Placement
@@ -32,6 +35,10 @@ def main() -> None:
     if actions.dummy:
         config = dataclasses.replace(config, dataset="dummy")
     prepare(deterministic=actions.deterministic, compile_cache=actions.compile_cache)
+    if actions.plan is not None:
+        print_text_plan(config, actions.plan)
+        return
+    group = actions.join()
     data = load_text(config, ("train", "val") if actions.evaluate is None else actions.splits)
     config = dataclasses.replace(config, vocab_size=config.vocab_size or len(data.dictionary))
     task = text_task_of(config, data, Placement(fsdp=config.fsdp))
@@ -45,10 +52,12 @@ def main() -> None:
             splits=actions.splits,
             as_json=actions.json,
         )
-        print(rows)
+        if group.index == 0:
+            print(rows)
         return
     waste = padding_waste(data, batch_size=config.batch_size, lengths=config.lengths)
-    print(
+    say = print if group.index == 0 else lambda *args, **kw: None
+    say(
         f"{len(data.splits['train'].usable)} blocks, {task.samples_per_epoch // config.batch_size} "
         f"updates an epoch, {waste:.1%} of the positions are padding",
         file=sys.stderr,

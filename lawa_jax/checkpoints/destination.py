@@ -42,8 +42,11 @@ class Destination(Protocol):
     def write_text(self, name: str, text: str) -> None:
         """Write a small file; directories are made."""
 
+    def flush(self) -> None:
+        """Make durable what was written so far."""
+
     def sync(self) -> None:
-        """Make everything durable."""
+        """Make everything durable, and complete."""
 
     def publish(self) -> None:
         """Make it visible under its name, all at once."""
@@ -77,6 +80,10 @@ class LocalDestination:
         path = self._staging / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
+
+    def flush(self) -> None:
+        """See `Destination`."""
+        publish.fsync_tree(self._staging)
 
     def sync(self) -> None:
         """See `Destination`."""
@@ -128,9 +135,9 @@ class TensorStoreSink:
 class ObjectStoreDestination:
     """A prefix on an object store."""
 
-    def __init__(self, target: epath.Path, *, overwrite: bool) -> None:
+    def __init__(self, target: epath.Path, *, overwrite: bool, joins: bool = False) -> None:
         self.target = self.staging = target
-        if target.exists():
+        if not joins and target.exists():
             if not overwrite:
                 raise OutputExistsError(
                     f"{target} already exists and is never replaced silently; choose another name "
@@ -149,6 +156,9 @@ class ObjectStoreDestination:
         path = self.target / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
+
+    def flush(self) -> None:
+        """Object stores are durable once a write returns."""
 
     def sync(self) -> None:
         """Object stores are durable once a write returns."""
@@ -173,6 +183,8 @@ def open_destination(
       OSError: it cannot be made.
     """
     if is_object_store(directory):
-        return ObjectStoreDestination(epath.Path(directory), overwrite=overwrite)
+        return ObjectStoreDestination(
+            epath.Path(directory), overwrite=overwrite, joins=staging is not None
+        )
     local = None if staging is None else Path(os.path.abspath(staging))
     return LocalDestination(epath.Path(directory), overwrite=overwrite, staging=local)

@@ -5,7 +5,6 @@ publishing happen in one worker thread, so that a resume state is never publishe
 it follows. Leaving the ``with`` block waits for everything, also after an exception.
 """
 
-import shutil
 import time
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,7 +16,9 @@ import numpy as np
 from etils import epath
 
 from lawa_jax.checkpoints.discovery import TMP_MARKER, list_steps
+from lawa_jax.checkpoints.snapshot import snapshot, write_snapshot
 from lawa_jax.checkpoints.writer import write_checkpoint
+from lawa_jax.distributed import ALONE, Group
 from lawa_jax.tree import PyTree, named_leaves, nested
 
 
@@ -27,16 +28,19 @@ class RunWriter:
     Args:
       run: the run directory.
       keep_resume: how many resume states to keep; models are all kept.
+      group: processes that write together, each the parts it holds; all make the same calls.
     """
 
-    def __init__(self, run: epath.Path, *, keep_resume: int = 2) -> None:
+    def __init__(self, run: epath.Path, *, keep_resume: int = 2, group: Group = ALONE) -> None:
+        self._group = group
         self._epochs, self._resume = run / "epochs", run / "resume"
         self._keep = keep_resume
-        for folder in (self._epochs, self._resume):
+        for folder in (self._epochs, self._resume) if group.index == 0 else ():
             folder.mkdir(parents=True, exist_ok=True)
             for leftover in folder.glob(f"*{TMP_MARKER}*"):
                 # Half-written by a killed session of this run; a run has one writer at a time.
                 leftover.rmtree()
+        group.exchange("run folders")
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="lawa-save")
         self._pending: dict[tuple[str, int], Future[None]] = {}
         self.stalled = 0.0
@@ -51,20 +55,25 @@ class RunWriter:
         self._submit(
             ("epoch", epoch),
             model,
-            lambda tree: write_checkpoint(
-                self._epochs / str(epoch), tree, metrics=dict(metrics), overwrite=True
-            ),
+            lambda tree: self._write(self._epochs / str(epoch), tree, dict(metrics)),
         )
 
     def save_resume(self, step: int, state: PyTree) -> None:
         """Save everything needed to go on from `step`; older states beyond `keep_resume` go."""
 
-        def write(tree: PyTree) -> None:
-            write_checkpoint(self._resume / str(step), tree, overwrite=True)
-            for old in list_steps(self._resume)[: -self._keep]:
-                shutil.rmtree(self._resume / str(old))
+        def write(tree: Any) -> None:
+            self._write(self._resume / str(step), tree, None)
+            if self._group.index == 0:
+                for old in list_steps(self._resume)[: -self._keep]:
+                    (self._resume / str(old)).rmtree()
 
         self._submit(("resume", step), state, write)
+
+    def _write(self, directory: epath.Path, tree: Any, metrics: dict[str, float] | None) -> None:
+        if self._group.count == 1:
+            write_checkpoint(directory, tree, metrics=metrics, overwrite=True)
+        else:
+            write_snapshot(directory, tree, self._group, metrics=metrics, overwrite=True)
 
     def wait_for_epoch(self, epoch: int) -> float:
         """Wait until an epoch's model is published; seconds waited.
@@ -104,7 +113,7 @@ class RunWriter:
             if earlier[0] == key[0] or future.done():
                 future.result()
                 del self._pending[earlier]
-        copy = host_copy(tree)
+        copy = host_copy(tree) if self._group.count == 1 else snapshot(tree, self._group)
         self._pending[key] = self._worker.submit(write, copy)
         self.stalled += time.perf_counter() - started
 

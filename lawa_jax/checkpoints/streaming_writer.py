@@ -8,7 +8,7 @@ name that readers ignore, synced, read back and compared with the digests, then 
 import json
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -160,6 +160,22 @@ class StreamingWriter:
             self._digests[name] = combine(self._digests[name], digest)
             self._written[name] += size
 
+    def partial(self) -> dict[str, tuple[int, int]]:
+        """What was written so far: digest and number of elements by leaf, for `adopt_partial`."""
+        with self._lock:
+            return {
+                name: (digest, self._written[name])
+                for name, digest in self._digests.items()
+                if self._written[name]
+            }
+
+    def adopt_partial(self, partial: Mapping[str, Sequence[int]]) -> None:
+        """Count what another process has written to the same staging directory."""
+        with self._lock:
+            for name, (digest, elements) in partial.items():
+                self._digests[name] = combine(self._digests[name], digest)
+                self._written[name] += elements
+
     def digests(self) -> dict[str, str]:
         """Digests of what was written so far, by leaf."""
         with self._lock:
@@ -185,6 +201,22 @@ class StreamingWriter:
           CheckpointWriteError: disk full, permission denied.
           OutputExistsError: somebody else published there meanwhile.
         """
+        digests = self.seal(checksums, record)
+        if verify:
+            verify_checkpoint(self.reopened(), digests)
+        self.publish()
+
+    def flush(self) -> None:
+        """Make durable what was written so far."""
+        try:
+            self._destination.flush()
+        except OSError as error:
+            raise self._write_error(error) from error
+
+    def seal(
+        self, checksums: Mapping[str, str] | None = None, record: Mapping[str, Any] | None = None
+    ) -> dict[str, str]:
+        """The first part of `finish`: complete and sync; the digests it must have."""
         for name, spec in self._specs.items():
             if self._written[name] != spec.size:
                 raise CorruptCheckpointError(
@@ -198,15 +230,23 @@ class StreamingWriter:
         try:
             self._write_metadata()
             self._destination.sync()
-            if verify:
-                verify_checkpoint(self._reopened(), digests)
+        except LawaError:
+            raise
+        except OSError as error:
+            raise self._write_error(error) from error
+        return digests
+
+    def publish(self) -> None:
+        """The last part of `finish`: make it visible."""
+        try:
             self._destination.publish()
         except LawaError:
             raise
         except OSError as error:
             raise self._write_error(error) from error
 
-    def _reopened(self) -> Checkpoint:
+    def reopened(self) -> Checkpoint:
+        """What is staged, as readers will find it, after `seal`."""
         return open_checkpoint(self.staging / self._item, include=["*"])
 
     def _write_metadata(self) -> None:

@@ -12,6 +12,7 @@ from lawa_jax.commands.common import Averaging, human, print_json, progress, row
 from lawa_jax.errors import ConfigError
 
 if TYPE_CHECKING:
+    from lawa_jax.distributed import Group
     from lawa_jax.jobs import Job
     from lawa_jax.trajectory import Estimate
 
@@ -44,29 +45,45 @@ class Average(Averaging):
     out: Annotated[str | None, tyro.conf.arg(aliases=["-o"])] = None
     """Where to write the average."""
 
+    coordinator: str | None = None
+    """HOST:PORT of process 0: several processes share the work, each with the same command. On TPU
+    pods, SLURM and Open MPI, --processes says it all."""
+    process_count: int | None = None
+    """With --coordinator: how many processes there are."""
+    process_index: int | None = None
+    """With --coordinator: which of them this is, from 0."""
+    processes: bool = False
+    """Join the other processes that a launcher started with this one."""
+
     def __call__(self) -> None:
         """Make the average."""
+        group = self._join()
         from lawa_jax.trajectory import estimate, run_jobs
 
         job = self._job()
         expected = estimate([job], self.options())
         if self.dry_run:
-            self._say(job, expected, dry=True)
+            if group.index == 0:
+                self._say(job, expected, dry=True)
             return
         if self.out is None:
             raise ConfigError("say where to write the average: -o OUT (or --dry-run)")
-        if not self.json:
+        if not self.json and group.index == 0:
             self._say(job, expected, dry=False)
         started = time.perf_counter()
-        with progress(expected.bytes_to_read, "reading") as advance:
+        # The bar is of this process's share.
+        with progress(expected.bytes_to_read // group.count, "reading") as advance:
             result = run_jobs(
                 [job],
                 [self.out],
                 options=self.options(),
                 overwrite=self.overwrite,
                 progress=advance,
+                group=group,
             )[0]
         seconds = time.perf_counter() - started
+        if group.index:
+            return
         if self.json:
             print_json(
                 {
@@ -89,6 +106,14 @@ class Average(Averaging):
                 f"{human(result.bytes_read)} in {seconds:.2f} s; check it with: lawa verify "
                 f"{result.path}"
             )
+
+    def _join(self) -> "Group":
+        from lawa_jax.distributed import ALONE, initialize
+
+        given = (self.coordinator, self.process_count, self.process_index)
+        if not self.processes and given == (None, None, None):
+            return ALONE
+        return initialize(*given)
 
     def _job(self) -> "Job":
         from lawa_jax.checkpoints import parse_address

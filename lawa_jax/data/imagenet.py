@@ -30,6 +30,9 @@ images must be sorted into the same class folders), or, with TensorFlow installe
 To try LAWA now, on small images that need no download:
   {command}"""
 
+# ILSVRC 2012.
+TRAIN_IMAGES = 1_281_167
+
 
 def find(
     data_dir: str | Path,

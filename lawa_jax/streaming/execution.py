@@ -17,6 +17,7 @@ import numpy as np
 from lawa_jax.checkpoints.verify import check_digest
 from lawa_jax.coefficients import check_weights
 from lawa_jax.digest import combine, leaf_digest_block, to_hex
+from lawa_jax.distributed import ALONE, Group, together
 from lawa_jax.errors import NonFiniteError
 from lawa_jax.host_averaging import BlockAverage
 from lawa_jax.streaming.plan import Index, Plan, Target
@@ -53,6 +54,7 @@ def run(
     on_block: Callable[[Done], None] | None = None,
     progress: Callable[[int], None] | None = None,
     digests: bool = True,
+    group: Group = ALONE,
 ) -> list[dict[str, str]]:
     """Make all averages of a plan; every byte of every checkpoint is read once.
 
@@ -64,6 +66,8 @@ def run(
       progress: called with the bytes read.
       digests: compute the digests of all inputs, and compare them with those saved beside
         checkpoints of our own.
+      group: processes that share the pass, each with sinks of its own for its blocks; nothing but
+        digests is exchanged.
 
     Returns:
       For every checkpoint the digests of its leaves ({} without `digests`).
@@ -76,7 +80,7 @@ def run(
     state = _Pass(plan, sinks, on_block, progress, digests)
     for block in done.values():
         state.count(block.name, block.digests)
-    tasks = _Tasks(plan, done.keys())
+    tasks = _Tasks(plan, done.keys(), group)
 
     def work() -> None:
         buffers = _Buffers(plan, [name for name in plan.specs if name not in plan.large])
@@ -90,8 +94,16 @@ def run(
             finally:
                 tasks.done(task)
 
-    with ThreadPoolExecutor(plan.threads, thread_name_prefix="lawa-average") as pool:
-        futures = [pool.submit(work) for _ in range(plan.threads)]
+    def all_blocks() -> list[dict[str, int]]:
+        _work_in_threads(plan.threads, work, tasks)
+        return state.digests()
+
+    return state.check_digests(together(group, "averaged", all_blocks))
+
+
+def _work_in_threads(threads: int, work: Callable[[], None], tasks: "_Tasks") -> None:
+    with ThreadPoolExecutor(threads, thread_name_prefix="lawa-average") as pool:
+        futures = [pool.submit(work) for _ in range(threads)]
         try:
             wait(futures, return_when=FIRST_EXCEPTION)
         except BaseException:
@@ -100,7 +112,6 @@ def run(
             raise
         for future in futures:
             future.result()
-    return state.check_digests()
 
 
 Task = tuple[str, int, Index]
@@ -109,13 +120,23 @@ Task = tuple[str, int, Index]
 class _Tasks:
     """Blocks to do: large ones first, as memory allows, others beside them."""
 
-    def __init__(self, plan: Plan, finished: Collection[tuple[str, int]]) -> None:
+    def __init__(self, plan: Plan, finished: Collection[tuple[str, int]], group: Group) -> None:
+        load = [0] * group.count
+        owners = {name: plan.owners(name, load) for name in plan.specs} if group.count > 1 else None
+
+        def is_mine(name: str, index: Index) -> bool:
+            if owners is None:
+                return True
+            grid = plan.grid(name)
+            cell = tuple(s.start // n * n for s, n in zip(index, grid, strict=True))
+            return owners[name][cell] == group.index
+
         def blocks(names: Iterable[str]) -> deque[Task]:
             return deque(
                 (name, number, index)
                 for name in names
                 for number, index in enumerate(plan.blocks(name))
-                if (name, number) not in finished
+                if (name, number) not in finished and is_mine(name, index)
             )
 
         self._needs, self._room = plan.large, plan.room
@@ -282,10 +303,18 @@ class _Pass:
             f"leaf {name!r}: the weighted sum overflows float64; choose smaller weights"
         )
 
-    def check_digests(self) -> list[dict[str, str]]:
+    def digests(self) -> list[dict[str, int]]:
+        """Of the blocks of this process, by checkpoint and leaf."""
+        return self._digests
+
+    def check_digests(self, parts: Sequence[list[dict[str, int]]]) -> list[dict[str, str]]:
+        """Compare the digests of all processes' blocks together."""
         if not self._digesting:
             return [{} for _ in self._plan.checkpoints]
-        found = [{n: to_hex(d) for n, d in leaves.items()} for leaves in self._digests]
+        found = [
+            {name: to_hex(combine(*(part[i][name] for part in parts))) for name in self._plan.specs}
+            for i in self._order()
+        ]
         for checkpoint, leaves in zip(self._plan.checkpoints, found, strict=True):
             for name, expected in checkpoint.checksums.items():
                 if name in leaves:

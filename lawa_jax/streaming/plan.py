@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from lawa_jax.checkpoints import Checkpoint
-from lawa_jax.checkpoints.blocks import Index, blocks
+from lawa_jax.checkpoints.blocks import Index, blocks, chunk_blocks
 from lawa_jax.coefficients import check_weights
 from lawa_jax.errors import SelectionError
 from lawa_jax.host_averaging import BlockAverage
@@ -14,6 +14,8 @@ from lawa_jax.tree import LeafSpec, check_compatible, is_averaged
 
 # Small enough for a core's cache, large enough that a read's fixed cost does not matter.
 BLOCK_BYTES = 2 << 20
+# Larger chunks are cut for several processes: 100 such leaves keep 8 of them evenly busy.
+CUT_BYTES = 16 << 20
 # Interpreter, file handles, tiles of temporaries and what allocators keep to themselves, above the
 # counted buffers.
 OVERHEAD = 48 << 20
@@ -46,6 +48,7 @@ class Plan(NamedTuple):
       room: see `large`.
       memory: bound on the pass's memory above what imports take, in bytes.
       threads: workers.
+      parts: processes that share the pass; large chunks are cut for them where that costs nothing.
     """
 
     checkpoints: tuple[Checkpoint, ...]
@@ -58,6 +61,7 @@ class Plan(NamedTuple):
     room: int
     memory: int
     threads: int
+    parts: int = 1
 
     def elements(self, name: str) -> int:
         """The most elements in a block of a leaf."""
@@ -65,9 +69,32 @@ class Plan(NamedTuple):
 
     def blocks(self, name: str) -> Iterator[Index]:
         """The blocks of a leaf, in order."""
-        # Blocks stay inside chunks of the checkpoint for which crossing them costs most.
+        return blocks(self.specs[name], self.grid(name), self.limits[name])
+
+    def grid(self, name: str) -> tuple[int, ...]:
+        """Shape of the cells of a leaf that no block crosses."""
+        # Those are the chunks of the checkpoint for which crossing them costs most.
         source = next((c for c in self.checkpoints if not c.is_raw(name)), self.checkpoints[0])
-        return blocks(self.specs[name], source.chunk_shape(name), self.limits[name])
+        chunk = source.chunk_shape(name)
+        nbytes = int(np.prod(chunk, dtype=np.int64)) * self.specs[name].dtype.itemsize
+        if self.parts > 1 and chunk and nbytes > CUT_BYTES and source.is_raw(name):
+            return (-(-chunk[0] // self.parts), *chunk[1:])
+        return chunk
+
+    def owners(self, name: str, load: list[int]) -> dict[tuple[int, ...], int]:
+        """Which process makes which cell of a leaf, by its first element's position.
+
+        Args:
+          name: of the leaf.
+          load: bytes each process has to make so far; those of this leaf are added.
+        """
+        spec, owners = self.specs[name], {}
+        for cell in chunk_blocks(spec, self.grid(name)):
+            size = int(np.prod([s.stop - s.start for s in cell], dtype=np.int64))
+            owner = load.index(min(load))
+            load[owner] += size * spec.dtype.itemsize
+            owners[tuple(s.start for s in cell)] = owner
+        return owners
 
     @property
     def bytes_to_read(self) -> int:
@@ -88,6 +115,7 @@ def make_plan(
     dtype: np.dtype | None = None,
     memory: int = 1 << 30,
     threads: int = 2,
+    parts: int = 1,
 ) -> Plan:
     """Check that the checkpoints can be combined, and fit the pass into `memory` bytes.
 
@@ -98,6 +126,7 @@ def make_plan(
       dtype: of averaged leaves; their own by default.
       memory: bytes to stay within; larger compressed chunks need twice their size all the same.
       threads: workers, at least 1.
+      parts: processes that share the pass.
 
     Raises:
       TreeMismatchError: leaves, shapes or dtypes differ; names leaf and checkpoints.
@@ -159,6 +188,7 @@ def make_plan(
         room,
         bound,
         threads,
+        parts,
     )
 
 

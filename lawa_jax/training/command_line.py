@@ -9,6 +9,7 @@ from typing import Annotated, Generic
 import tyro
 from etils import epath
 
+from lawa_jax.distributed import Group, initialize
 from lawa_jax.errors import ConfigError
 from lawa_jax.training import run_directory
 from lawa_jax.training.config import Config, RunConfig, from_file, from_json
@@ -40,6 +41,25 @@ class Actions:
     """Keep compiled programs in this directory, so that the next start need not compile."""
     json: bool = False
     """With --evaluate: print JSON lines instead of a table."""
+    plan: str | None = None
+    """Compile the steps for this TPU slice (v5e:16x16) without one, and print what they need."""
+    coordinator: str | None = None
+    """HOST:PORT of process 0, where no launcher (TPU pod, SLURM, GKE, Open MPI) says it."""
+    process_count: int | None = None
+    """With --coordinator: how many processes there are."""
+    process_index: int | None = None
+    """With --coordinator: which of them this is, from 0."""
+    peer_timeout: float = 60.0
+    """Seconds without a sign of life after which a process counts as dead and the others stop."""
+
+    def join(self) -> Group:
+        """Join the other processes, if there are any; before any device is used."""
+        return initialize(
+            self.coordinator,
+            self.process_count,
+            self.process_index,
+            peer_timeout=self.peer_timeout,
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,5 +144,9 @@ def _check_actions(actions: Actions) -> None:
                 )
     elif actions.end or actions.json or actions.eval_train:
         raise ConfigError("--end, --json and --eval_train go with --evaluate RUN")
+    if actions.plan is not None:
+        for name in ("resume", "evaluate", "init_from", "coordinator"):
+            if getattr(actions, name):
+                raise ConfigError(f"--plan only compiles; leave --{name} out")
     if actions.resume and actions.init_from:
         raise ConfigError("--resume and --init_from contradict each other; choose one")

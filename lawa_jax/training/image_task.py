@@ -133,13 +133,18 @@ def image_task(
             epoch=epoch,
             start=start,
             transform=data.augment,
+            process=place.process,
             threads=threads,
             workers=workers,
         )
 
     def validation(split: str) -> Iterator[Batch]:
         return eval_batches(
-            data.split(split), batch_size=batch_size, threads=threads, workers=workers
+            data.split(split),
+            batch_size=batch_size,
+            process=place.process,
+            threads=threads,
+            workers=workers,
         )
 
     moments = moments_fn(network)
@@ -154,7 +159,7 @@ def image_task(
         unit="images",
         seed=seed,
         init=init,
-        train_step=make_train_step(loss_fn, optimizer, accumulate=accumulate),
+        train_step=make_train_step(loss_fn, optimizer, accumulate=accumulate, keep=place.kept),
         eval_step=make_eval_step(loss_fn),
         learning_rate=rate,
         train_batches=batches,
@@ -163,6 +168,7 @@ def image_task(
         batch_size=batch_size,
         samples_per_epoch=steps_per_epoch * batch_size,
         place=place,
+        moments=moments,
         # Deeper layers see inputs normalised by their batch, so the size matters.
         recalibrated_on={
             "bn_batches": min(bn_batches or steps_per_epoch, steps_per_epoch),

@@ -14,6 +14,8 @@ from lawa_jax import window
 from lawa_jax.averaging import Accumulator
 from lawa_jax.batch_norm import Policy, select_statistics
 from lawa_jax.checkpoints import Checkpoint, list_steps, open_checkpoint, verify_leaf
+from lawa_jax.checkpoints.sharded_reading import read_sharded
+from lawa_jax.training.mesh import Placement
 from lawa_jax.training.metrics import total_of
 from lawa_jax.training.task import Model, Task
 from lawa_jax.tree import named_leaves
@@ -41,7 +43,7 @@ def average_on_device(run: epath.Path, *, k: int, end: int | None, task: Task) -
     model: Model = {}
     for step in steps:
         checkpoint = open_checkpoint(run, step=step, include=("*",))
-        model = task.place.state(read_verified(checkpoint))
+        model = read_placed(checkpoint, task.place)
         accumulator.add(model, label=checkpoint.label)
     return Average(accumulator.result(), model, steps)
 
@@ -52,6 +54,13 @@ def read_verified(checkpoint: Checkpoint) -> Model:
     for name, leaf in named_leaves(tree).items():
         verify_leaf(checkpoint, name, leaf)
     return tree
+
+
+def read_placed(checkpoint: Checkpoint, place: Placement) -> Model:
+    """A checkpoint on the devices, verified; with several processes each reads what it holds."""
+    if place.group.count == 1:
+        return place.state(read_verified(checkpoint))
+    return read_sharded(checkpoint, place.sharding, place.group)
 
 
 def settle_statistics(average: Average, policy: Policy, task: Task) -> Model:

@@ -8,11 +8,16 @@ from etils import epath
 
 
 class JsonLog:
-    """Appends events to ``log.jsonl``; each line is one JSON object with an ``"event"``."""
+    """Appends events to ``log.jsonl``; each line is one JSON object with an ``"event"``.
 
-    def __init__(self, path: epath.Path) -> None:
-        self._path = path
-        if path.exists():
+    Args:
+      path: of the file.
+      writes: false in all processes but one: they only read.
+    """
+
+    def __init__(self, path: epath.Path, *, writes: bool = True) -> None:
+        self._path, self._writes = path, writes
+        if writes and path.exists():
             text = path.read_text()
             # A kill in mid-write leaves half a line; the next one must not be glued to it.
             if text and not text.endswith("\n"):
@@ -20,6 +25,8 @@ class JsonLog:
 
     def write(self, event: str, **fields: Any) -> None:
         """Append one event."""
+        if not self._writes:
+            return
         line = json.dumps({"event": event, **fields}, allow_nan=True) + "\n"
         with self._path.open("a") as file:
             file.write(line)

@@ -16,7 +16,7 @@ from lawa_jax.batch_norm import Policy
 from lawa_jax.checkpoints import list_steps, open_checkpoint
 from lawa_jax.checkpoints.run_writer import RunWriter
 from lawa_jax.errors import SelectionError, TrainingFailedError
-from lawa_jax.training.interrupt import Interrupt
+from lawa_jax.training.interrupt import Agreement, Interrupt
 from lawa_jax.training.lawa import evaluate, evaluate_latest
 from lawa_jax.training.log import JsonLog
 from lawa_jax.training.metrics import Metrics, Totals
@@ -55,28 +55,32 @@ def train(
       TrainingFailedError: a loss that is not finite; the last good checkpoints are kept.
       Terminated: SIGTERM arrived; the state was saved first.
     """
-    log = JsonLog(log_path(run))
+    group = task.place.group
+    log = JsonLog(log_path(run), writes=group.index == 0)
     remaining = (epochs - position.finished_epochs) * task.samples_per_epoch - position.samples
     with (
         Interrupt() as interrupt,
-        RunWriter(run, keep_resume=keep_resume) as writer,
-        Progress(round(remaining * task.units_per_sample), epochs, task.unit) as progress,
+        RunWriter(run, keep_resume=keep_resume, group=group) as writer,
+        Progress(
+            round(remaining * task.units_per_sample), epochs, task.unit, quiet=group.index > 0
+        ) as progress,
     ):
+        stop = Agreement(interrupt, group)
         _catch_up(task, run, log, position.finished_epochs, lawa_k, bn, progress)
         while position.finished_epochs < epochs:
             epoch, started = position.epoch, time.perf_counter()
 
             def pause(step: int) -> bool:
                 due = save_every_steps > 0 and step % save_every_steps == 0
-                return due or bool(interrupt.requested)
+                return stop.agreed(step) or due
 
             for reached in _epoch(task, state, position, pause, progress):
                 state, position = reached
                 if position.samples < task.samples_per_epoch:
                     writer.save_resume(position.step, to_tree(state, position))
-                    if interrupt.requested:
+                    if stop.requested:
                         writer.wait()
-                        interrupt.stop()
+                        stop.now()
             totals = Totals(position.totals).means()
             position = Position(epoch + 1, 0, position.step)
             trained = time.perf_counter() - started
@@ -104,9 +108,9 @@ def train(
                 lawa = evaluate_latest(task, run, k=lawa_k, end=epoch, bn=bn)
                 log.write("lawa", **lawa, waited_for_save=round(waited, 4))
                 progress.lawa(lawa)
-            if interrupt.requested:
+            if stop.agreed():
                 writer.wait()
-                interrupt.stop()
+                stop.now()
 
 
 def _epoch(
@@ -176,8 +180,10 @@ def _catch_up(
     progress: Progress,
 ) -> None:
     """Log what a killed run had saved but not yet logged."""
-    epochs = log.by("epoch", "epoch")
-    done = log.by("lawa", "k", "bn", "end")
+    # One process answers for all: the others might read what it has just written.
+    known = [list(log.by("epoch", "epoch")), list(log.by("lawa", "k", "bn", "end"))]
+    epochs, rows = task.place.group.exchange("logged", known)[0]
+    done = {tuple(row) for row in rows}
     policy = bn if task.recalibrate is not None else None
     for epoch in range(1, finished + 1):
         if epoch not in epochs and epoch in list_steps(run / "epochs"):

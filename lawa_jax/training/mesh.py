@@ -6,6 +6,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from lawa_jax.distributed import Group, current_group
 from lawa_jax.errors import ConfigError
 from lawa_jax.tree import PyTree
 
@@ -21,17 +22,33 @@ class Placement:
     (fully sharded data parallelism; Rajbhandari et al. 2020, arXiv 1910.02054) and are whole on
     every device with ``fsdp=1``. XLA inserts the gathers and reductions.
 
+    With several processes, each hands in its own contiguous part of every batch, and arrays span
+    the devices of all of them.
+
     Raises:
       ConfigError: `fsdp` does not divide the number of devices.
     """
 
-    def __init__(self, devices: list[jax.Device] | None = None, *, fsdp: int = 1) -> None:
-        grid = np.asarray(devices or jax.devices())
+    def __init__(
+        self,
+        devices: list[jax.Device] | None = None,
+        *,
+        fsdp: int = 1,
+        group: Group | None = None,
+    ) -> None:
+        self.group = current_group() if group is None else group
+        # By process, so that a process's part of a batch is contiguous.
+        grid = np.asarray(sorted(devices or jax.devices(), key=lambda d: (d.process_index, d.id)))
         if fsdp < 1 or grid.size % fsdp:
             raise ConfigError(f"fsdp: {grid.size} devices do not divide into groups of {fsdp}")
         self._mesh = Mesh(grid.reshape(-1, fsdp), ("data", "fsdp"))
         self._replicated = NamedSharding(self._mesh, PartitionSpec())
         self._batch = NamedSharding(self._mesh, PartitionSpec(("data", "fsdp")))
+
+    @property
+    def process(self) -> tuple[int, int]:
+        """(index, count) of this process: which part of every batch it loads."""
+        return self.group.index, self.group.count
 
     @property
     def device_count(self) -> int:
@@ -48,7 +65,7 @@ class Placement:
 
     def replicate(self, tree: PyTree) -> PyTree:
         """The tree on every device; never an alias of the caller's host memory."""
-        return jax.device_put(tree, self._replicated, may_alias=False)
+        return jax.tree.map(lambda leaf: _put(leaf, self._replicated), tree)
 
     def sharding(self, shape: tuple[int, ...]) -> NamedSharding:
         """Where a parameter of this shape lives."""
@@ -61,8 +78,7 @@ class Placement:
 
     def state(self, tree: PyTree) -> PyTree:
         """Parameters or a train state on the devices; never an alias of the caller's memory."""
-        places = jax.tree.map(lambda leaf: self.sharding(np.shape(leaf)), tree)
-        return jax.device_put(tree, places, may_alias=False)
+        return jax.tree.map(lambda leaf: _put(leaf, self.sharding(np.shape(leaf))), tree)
 
     def kept(self, tree: PyTree) -> PyTree:
         """Inside a jitted step: the tree where `state` puts it."""
@@ -77,5 +93,29 @@ class Placement:
         return jax.lax.with_sharding_constraint(tree, self._replicated)
 
     def batch(self, batch: dict[str, Any]) -> dict[str, jax.Array]:
-        """A batch of host arrays, split over the devices along the first axis."""
-        return jax.device_put(batch, self._batch)
+        """This process's part of a batch, split over its devices along the first axis."""
+        if self._batch.is_fully_addressable:
+            return jax.device_put(batch, self._batch)
+        make = jax.make_array_from_process_local_data
+        return {name: make(self._batch, part) for name, part in batch.items()}
+
+    def abstract_batch(self, batch: dict[str, Any]) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shapes of whole batches, and where they live, for compiling ahead of time."""
+        return {
+            name: jax.ShapeDtypeStruct(part.shape, part.dtype, sharding=self._batch)
+            for name, part in batch.items()
+        }
+
+    def abstract_state(self, tree: PyTree) -> PyTree:
+        """Shapes of a train state or model, and where they live, for compiling ahead of time."""
+        return jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self.sharding(x.shape)), tree
+        )
+
+
+def _put(leaf: Any, place: NamedSharding) -> jax.Array:
+    if place.is_fully_addressable:
+        return jax.device_put(leaf, place, may_alias=False)
+    # `device_put` would first compare the whole array between all processes.
+    host = np.asarray(leaf)
+    return jax.make_array_from_callback(host.shape, place, lambda index: np.array(host[index]))

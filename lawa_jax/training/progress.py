@@ -16,9 +16,11 @@ class Progress:
       samples: samples that remain to be trained on.
       epochs: the last epoch.
       unit: what a sample is called (``"images"``).
+      quiet: show nothing: another process does.
     """
 
-    def __init__(self, samples: int, epochs: int, unit: str) -> None:
+    def __init__(self, samples: int, epochs: int, unit: str, *, quiet: bool = False) -> None:
+        self._quiet = quiet
         self._epochs, self._unit = epochs, unit
         self._samples, self._done, self._started = samples, 0, time.perf_counter()
         self._bar = tqdm(
@@ -30,7 +32,7 @@ class Progress:
             smoothing=0.1,
             bar_format="{desc} |{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}]",
             leave=False,
-            disable=not sys.stderr.isatty(),
+            disable=quiet or not sys.stderr.isatty(),
         )
 
     def update(self, samples: int, epoch: int, loss: float) -> None:
@@ -56,7 +58,8 @@ class Progress:
         self._line(f"   LAWA k={row['k']}, end {row['end']:3d}:  {_figures(row, 'val/')}")
 
     def _line(self, text: str) -> None:
-        self._bar.write(text, file=sys.stderr)
+        if not self._quiet:
+            self._bar.write(text, file=sys.stderr)
 
     def __enter__(self) -> "Progress":
         return self

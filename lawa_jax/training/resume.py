@@ -11,7 +11,7 @@ from etils import epath
 
 from lawa_jax.checkpoints import list_steps, open_checkpoint, parse_address
 from lawa_jax.errors import CheckpointNotFoundError, ConfigError
-from lawa_jax.training.lawa import read_verified
+from lawa_jax.training.lawa import read_placed, read_verified
 from lawa_jax.training.task import State, Task
 from lawa_jax.tree import PyTree, named_leaves, spec_of
 
@@ -73,17 +73,17 @@ def restore(run: epath.Path, step: int, task: Task) -> tuple[State, Position]:
     Raises:
       ConfigError: the state is another model's or optimizer's.
     """
-    checkpoint = open_checkpoint(run / "resume", step=step, include=("*",))
-    tree = read_verified(checkpoint)
-    stored = tree.pop("position")
+    where = run / "resume"
+    stored = read_verified(open_checkpoint(where, step=step, include=("position",)))["position"]
+    checkpoint = open_checkpoint(where, step=step, include=("state",))
     position = Position(
         int(stored["epoch"]),
         int(stored["samples"]),
         int(stored["step"]),
         {n: (float(p[0]), float(p[1])) for n, p in named_leaves(stored.get("totals", {})).items()},
     )
-    state = fill(task.init(), tree["state"], checkpoint.label)
-    return task.place.state(state), position
+    placed = read_placed(checkpoint, task.place)["state"]
+    return fill(task.init(), placed, checkpoint.label), position
 
 
 def fill(template: PyTree, stored: PyTree, label: str) -> PyTree:

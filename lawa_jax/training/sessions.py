@@ -9,6 +9,7 @@ from etils import epath
 
 from lawa_jax.batch_norm import Policy
 from lawa_jax.checkpoints import list_steps
+from lawa_jax.distributed import together
 from lawa_jax.errors import SelectionError
 from lawa_jax.report.curves import curves
 from lawa_jax.report.tables import table
@@ -36,14 +37,17 @@ def train_run(
       OutputExistsError: a new run where there is one already.
       ConfigError: resuming with a configuration that changes the trajectory.
     """
-    run = epath.Path(config.run_dir)
+    run, group = epath.Path(config.run_dir), task.place.group
     state, position = None, resume_.Position()
     if resume:
         run_directory.check_resumable(run, to_json(config), config.changeable)
-        step = resume_.newest(run, epochs_needed=max(1, config.lawa_k))
+        step = group.exchange(
+            "resume at", resume_.newest(run, epochs_needed=max(1, config.lawa_k))
+        )[0]
         if step is not None:
             state, position = resume_.restore(run, step, task)
-            print(
+            say = print if group.index == 0 else lambda *args, **kw: None
+            say(
                 f"resuming {run} in epoch {position.epoch} after {position.step} updates",
                 file=sys.stderr,
             )
@@ -53,7 +57,11 @@ def train_run(
         )
     if not resume:
         # Last, so that a mistake above leaves no run behind.
-        run_directory.create(run, to_json(config))
+        together(
+            group,
+            "new run",
+            lambda: None if group.index else run_directory.create(run, to_json(config)),
+        )
     train(
         task,
         run,
@@ -65,6 +73,8 @@ def train_run(
         save_every_steps=config.save_every_steps,
         keep_resume=config.keep_resume,
     )
+    if group.index:
+        return
     # Drawing takes a second to import, which nobody should wait for before training.
     from lawa_jax.report.run_report import report
 

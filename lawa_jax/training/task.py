@@ -33,6 +33,7 @@ class Task(NamedTuple):
       samples_per_epoch: a multiple of `batch_size`.
       place: puts arrays on devices.
       units_per_sample: how many of `unit` a sample is, on average.
+      moments: ``(model, batch) -> moments``, jitted, that `recalibrate` pools; None without.
       recalibrated_on: what `recalibrate` averages over, for the log.
       derived: further metrics from the means of an evaluation.
     """
@@ -50,5 +51,6 @@ class Task(NamedTuple):
     samples_per_epoch: int
     place: Placement
     units_per_sample: float = 1.0
+    moments: Callable[[Model, Batch], Any] | None = None
     recalibrated_on: Mapping[str, int] = MappingProxyType({})
     derived: Callable[[dict[str, float]], dict[str, float]] = lambda means: {}

@@ -99,7 +99,9 @@ def text_task(
             lengths=_within(buckets["train"], blocks),
             shuffle=(seed, epoch),
         )
-        made = MaskedBatches(blocks, training_masker, plan, seed=seed, epoch=epoch)
+        made = MaskedBatches(
+            blocks, training_masker, plan, seed=seed, epoch=epoch, process=place.process
+        )
         return made.iterate(start // batch_size, threads=threads)
 
     def evaluation(split: str) -> Iterator[Batch]:
@@ -110,7 +112,14 @@ def text_task(
             batch_size=eval_batch_size or part,
             lengths=_within(buckets[SPLITS[split]], blocks),
         )
-        made = MaskedBatches(blocks, exact, plan, seed=_EVALUATION_SEED, epoch=_EVALUATION_EPOCH)
+        made = MaskedBatches(
+            blocks,
+            exact,
+            plan,
+            seed=_EVALUATION_SEED,
+            epoch=_EVALUATION_EPOCH,
+            process=place.process,
+        )
         return made.iterate(threads=threads)
 
     def rate(step: int) -> float:

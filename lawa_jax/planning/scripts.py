@@ -1,0 +1,68 @@
+"""What `--plan` of the training scripts prints: every step of a configuration on a TPU slice."""
+
+import dataclasses
+
+import numpy as np
+
+from lawa_jax.data import datasets, imagenet
+from lawa_jax.data.masking import max_targets
+from lawa_jax.data.text import dummy_text
+from lawa_jax.planning import plan, topology
+from lawa_jax.training.config import ImageConfig
+from lawa_jax.training.text_config import TextConfig
+from lawa_jax.training.wiring import image_task_of, load_images, text_task_of
+
+# Of RoBERTa's published dictionary.
+FAIRSEQ_SYMBOLS = 50_265
+
+
+def print_image_plan(config: ImageConfig, name: str) -> None:
+    """Print what every step of a ResNet's run takes on the slice `name`.
+
+    Raises:
+      ConfigError: there is no such slice, or no compiler for it (names the extra to install).
+    """
+    slice_ = topology.describe(name)
+    if config.dataset == "imagenet":
+        # Shapes and sizes are known; the data need not be there.
+        data = datasets.load_dummy(
+            imagenet.TRAIN_IMAGES, num_classes=1000, image_size=config.image_size
+        )
+    else:
+        data = load_images(config)
+    task = image_task_of(config, data, plan.placement(slice_))
+    train, evaluation = (
+        plan.batch_shapes(example, config.batch_size)
+        for example in (data.train[0], {**data.validation[0], "mask": np.asarray(True)})
+    )
+    print(f"{config.arch}, batch {config.batch_size} on {len(slice_.devices)} x {slice_.name}")
+    for step in plan.plan_steps(task, slice_, train=train, evaluate=evaluation):
+        print(plan.describe_step(step, slice_, config.batch_size), flush=True)
+
+
+def print_text_plan(config: TextConfig, name: str) -> None:
+    """Print what every step of a RoBERTa's run takes, for blocks of full length.
+
+    Raises:
+      ConfigError: see `print_image_plan`.
+    """
+    slice_ = topology.describe(name)
+    config = dataclasses.replace(config, vocab_size=config.vocab_size or FAIRSEQ_SYMBOLS)
+    # The data need not be there.
+    data = dummy_text(config.batch_size, max_tokens=config.max_tokens, vocab_size=config.vocab_size)
+    task = text_task_of(config, data, plan.placement(slice_, fsdp=config.fsdp))
+    example = {
+        "tokens": np.zeros(config.max_tokens, np.int32),
+        "masked_positions": np.zeros(max_targets(config.max_tokens), np.int32),
+        "targets": np.zeros(max_targets(config.max_tokens), np.int32),
+    }
+    rows = config.eval_batch_size or config.batch_size // config.accumulate
+    print(f"batch {config.batch_size} on {len(slice_.devices)} x {slice_.name}, fsdp {config.fsdp}")
+    for step in plan.plan_steps(
+        task,
+        slice_,
+        train=plan.batch_shapes(example, config.batch_size),
+        evaluate=plan.batch_shapes(example, rows),
+    ):
+        size = config.batch_size if step.name == "train" else rows
+        print(plan.describe_step(step, slice_, size), flush=True)

@@ -1,0 +1,51 @@
+"""When processes look for others."""
+
+import pytest
+
+from lawa_jax.distributed import ALONE, initialize
+from lawa_jax.distributed.launch import launched
+from lawa_jax.errors import ConfigError
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"SLURM_NTASKS": "4"},
+        {"OMPI_COMM_WORLD_SIZE": "2"},
+        {"JAX_COORDINATOR_ADDRESS": "host:1"},
+        {"MEGASCALE_COORDINATOR_ADDRESS": "host:1"},
+        {"TPU_WORKER_HOSTNAMES": "a,b"},
+        {"TPU_WORKER_HOSTNAMES": "a,b", "JAX_PLATFORMS": "tpu,cpu"},
+    ],
+)
+def test_launchers_are_recognised(environment):
+    assert launched(environment)
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"JAX_PLATFORMS": "cpu"},
+        {"SLURM_NTASKS": "1", "JAX_PLATFORMS": "cpu"},
+        {"TPU_WORKER_HOSTNAMES": "a,b", "JAX_PLATFORMS": "cpu"},
+    ],
+)
+def test_a_process_alone_is_left_alone(environment):
+    assert not launched(environment)
+
+
+def test_one_process_needs_no_coordinator():
+    assert initialize("127.0.0.1:1", 1, 0) is ALONE
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("host:1", None, 0), "--process_count and --process_index go together; found host:1, N"),
+        (("host", 2, 0), "--coordinator: expected HOST:PORT, found 'host'"),
+        (("host:1", 2, 2), r"--process_index: expected 0\.\.1, found 2"),
+    ],
+)
+def test_half_an_answer_is_refused(arguments, message):
+    with pytest.raises(ConfigError, match=message):
+        initialize(*arguments)

@@ -1,0 +1,148 @@
+"""Compiling for TPU slices that are not there."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+
+from lawa_jax.planning.collectives import Collective
+from lawa_jax.planning.plan import StepPlan, describe_step
+from lawa_jax.planning.topology import CHIPS, Slice
+
+ROOT = Path(__file__).resolve().parents[2]
+needs_libtpu = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None,
+    reason="libtpu is not installed: pip install 'lawa-jax[tpu-plan]'",
+)
+
+# In a process of its own: libtpu reads its environment when it is loaded.
+COMPILE = """
+import json, sys
+import jax
+from lawa_jax.planning import plan, topology
+{setup}
+found = {{}}
+for step in plan.plan_steps(task, slice_, train=train, evaluate=train, only=("train", "average")):
+    found[step.name] = {{
+        "memory": step.memory, "flops": step.flops,
+        "messages": [[m.operation, m.nbytes, m.shapes] for m in step.messages],
+    }}
+shapes = jax.eval_shape(task.init)["model"]
+found["params"] = [[list(x.shape), x.size * 4] for x in jax.tree.leaves(shapes["params"])]
+json.dump(found, sys.stdout)
+"""
+RESNET = """
+from lawa_jax.data.datasets import load_dummy
+from lawa_jax.training.image_task import image_task
+slice_ = topology.describe("{slice}")
+batch = 64 * len(slice_.devices)
+data = load_dummy(batch, num_classes=1000, image_size=224)
+task = image_task(data, place=plan.placement(slice_), seed=0, epochs=90, batch_size=batch,
+                  compute_dtype="bfloat16")
+train = plan.batch_shapes(data.train[0], batch)
+"""
+
+ROBERTA = """
+import numpy as np
+from lawa_jax.data.masking import max_targets
+from lawa_jax.data.text import dummy_text
+from lawa_jax.training.text_task import roberta_network, text_task
+slice_ = topology.describe("v5e:4x4")
+data = dummy_text(128, max_tokens=512)
+network = roberta_network("bfloat16", vocab_size=50265, layers=12, width=768, ffn_width=3072,
+                          heads=12, max_tokens=512, scan=True, remat=True)
+task = text_task(data, network, place=plan.placement(slice_, fsdp=4), seed=0, batch_size=128)
+targets = np.zeros(max_targets(512), np.int32)
+example = {"tokens": np.zeros(512, np.int32), "masked_positions": targets, "targets": targets}
+train = plan.batch_shapes(example, 128)
+"""
+
+
+def compiled(setup):
+    import json
+
+    done = subprocess.run(
+        [sys.executable, "-c", COMPILE.format(setup=setup)], text=True, capture_output=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)}, timeout=1500, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout)
+
+
+def test_a_step_is_bound_by_its_slowest_part():
+    chip = CHIPS["v5e"]
+    slice_ = Slice("v5e:2x2", chip, jax.devices())
+    message = Collective("all-reduce", ((250_000,),), 10**6)
+    step = StepPlan("train", 2**30, 2**30, 0, 197e9, 819e7, [message], 1.5e6)
+    seconds = step.seconds(slice_)
+    assert seconds == pytest.approx({"compute": 1e-3, "memory": 1e-2, "links": 7.5e-6})
+    text = describe_step(step, slice_, 1000)
+    assert "2.000 GiB of 16.000 GiB a device, fits" in text
+    assert "1 all-reduce, 1.000 MB of results" in text
+    assert "10.000 ms by memory: at most 100,000 samples/s" in text
+    large = step._replace(temporaries=16 << 30)
+    assert "DOES NOT FIT" in describe_step(large, slice_, 1000)
+
+
+@pytest.mark.tpu_aot
+@needs_libtpu
+@pytest.mark.parametrize("name", ["v5e:4x4", "v5e:16x16"])
+def test_resnet50_only_reduces(name):
+    found = compiled(RESNET.format(slice=name))
+    messages = found["train"]["messages"]
+    # Data parallelism: gradients and BatchNorm moments are summed, nothing is gathered.
+    assert {operation for operation, _, _ in messages} == {"all-reduce"}
+    gradients = sum(nbytes for _, nbytes in found["params"])
+    reduced = sum(nbytes for _, nbytes, _ in messages)
+    # Each gradient once, in float32 or bfloat16, and little besides.
+    assert 0.49 * gradients <= reduced <= 1.02 * gradients
+    assert found["train"]["memory"] < CHIPS["v5e"].memory
+    # Forward and backward of 64 images, 4.1 billion multiply-adds each forward.
+    assert found["train"]["flops"] == pytest.approx(64 * 3 * 2 * 4.1e9, rel=0.1)
+    assert found["average"]["messages"] == []
+
+
+AVERAGE = """
+import jax, sys
+import jax.numpy as jnp
+from lawa_jax import averaging
+from lawa_jax.planning import plan, topology
+from lawa_jax.planning.collectives import collectives
+place = plan.placement(topology.describe("v5e:4x4"), fsdp=4)
+shapes = {"kernel": jax.ShapeDtypeStruct((1024, 512), jnp.float32),
+          "bias": jax.ShapeDtypeStruct((512,), jnp.float32)}
+step = averaging.lower_addition(place.abstract_state(shapes)).compile()
+assert collectives(step.as_text()) == []
+# A quarter of the tree and of its sum, a pair of float32.
+quarter = 1024 * 512 * 4 // 4
+assert 3 * quarter <= step.memory_analysis().argument_size_in_bytes <= 3.1 * quarter
+"""
+
+
+@pytest.mark.tpu_aot
+@needs_libtpu
+def test_sharded_averaging_compiles_without_messages():
+    done = subprocess.run(
+        [sys.executable, "-c", AVERAGE], text=True, capture_output=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)}, timeout=600, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.mark.tpu_aot
+@needs_libtpu
+def test_roberta_base_sharded_over_four_fits_and_averages_without_messages():
+    found = compiled(ROBERTA)
+    operations = {operation for operation, _, _ in found["train"]["messages"]}
+    assert "all-gather" in operations
+    assert operations & {"all-reduce", "reduce-scatter"}
+    assert found["train"]["memory"] < CHIPS["v5e"].memory
+    # Each shard is averaged where it is.
+    assert found["average"]["messages"] == []
+    whole = sum(nbytes for _, nbytes in found["params"])
+    # A quarter of a tree and of its sum in pairs of float32, with some room.
+    assert found["average"]["memory"] < whole * 3 * 0.4
