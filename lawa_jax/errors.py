@@ -97,3 +97,9 @@ class TrainingFailedError(LawaError, RuntimeError):
     """Training cannot go on: a non-finite loss, for instance."""
 
     exit_code = EXIT_RUN_FAILED
+
+
+class EvaluationError(LawaError, RuntimeError):
+    """An evaluator failed, or returned what are no metrics."""
+
+    exit_code = EXIT_RUN_FAILED

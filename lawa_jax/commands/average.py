@@ -40,7 +40,10 @@ class Average(Averaging):
     mode: Literal["min", "max"] = "min"
     """Whether a low or a high metric is good."""
     method: str = "uniform"
-    """uniform, linear, ema[:decay], power_ema[:sigma_rel], decay[:linear|cosine|1-sqrt]."""
+    """uniform, linear, ema[:decay], power_ema[:sigma_rel], decay[:linear|cosine|1-sqrt],
+    bema[:eta]."""
+    bn: Literal["latest", "average"] = "latest"
+    """BatchNorm statistics: of the newest checkpoint, or averaged like weights."""
     out: Annotated[str | None, tyro.conf.arg(aliases=["-o"])] = None
     """Where to write the average."""
 
@@ -49,7 +52,7 @@ class Average(Averaging):
         from lawa_jax.trajectory import estimate, run_jobs
 
         job = self._job()
-        expected = estimate([job], self.options())
+        expected = estimate([job], self.options(self.bn))
         if self.dry_run:
             self._say(job, expected, dry=True)
             return
@@ -62,7 +65,7 @@ class Average(Averaging):
             result = run_jobs(
                 [job],
                 [self.out],
-                options=self.options(),
+                options=self.options(self.bn),
                 overwrite=self.overwrite,
                 progress=advance,
             )[0]
