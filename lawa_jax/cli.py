@@ -20,6 +20,7 @@ def execute(argv: Sequence[str]) -> int | None:
     from lawa_jax.commands.compare import Diff, Verify
     from lawa_jax.commands.inspect import Inspect
     from lawa_jax.commands.ls import Ls
+    from lawa_jax.commands.reconstruct import Reconstruct
     from lawa_jax.commands.sweep import Sweep
 
     command = tyro.extras.subcommand_cli_from_dict(
@@ -28,6 +29,7 @@ def execute(argv: Sequence[str]) -> int | None:
             "inspect": Inspect,
             "average": Average,
             "sweep": Sweep,
+            "reconstruct": Reconstruct,
             "diff": Diff,
             "verify": Verify,
         },
