@@ -87,6 +87,15 @@ def test_least_squares_of_the_paper_where_the_sum_is_free():
         assert reconstruction_error(stored, target, other / other.sum()) > error
 
 
+def test_the_sum_is_a_constraint_and_no_afterthought():
+    stored, target = snapshots(2), Profile(0.15, 1000)
+    free = np.linalg.solve(_products(stored, stored), _products(stored, [target])[:, 0])
+    assert free.sum() < 0.9
+    x = reconstruct(stored, target)
+    scaled = reconstruction_error(stored, target, free / free.sum())
+    assert reconstruction_error(stored, target, x) < 0.99 * scaled
+
+
 def test_on_a_real_trajectory():
     # A random walk and the EMAs that training would have kept of it, step by step.
     steps = 2000
