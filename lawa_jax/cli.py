@@ -21,6 +21,7 @@ def execute(argv: Sequence[str]) -> int | None:
     from lawa_jax.commands.inspect import Inspect
     from lawa_jax.commands.ls import Ls
     from lawa_jax.commands.reconstruct import Reconstruct
+    from lawa_jax.commands.soup import Soup
     from lawa_jax.commands.sweep import Sweep
 
     command = tyro.extras.subcommand_cli_from_dict(
@@ -29,6 +30,7 @@ def execute(argv: Sequence[str]) -> int | None:
             "inspect": Inspect,
             "average": Average,
             "sweep": Sweep,
+            "soup": Soup,
             "reconstruct": Reconstruct,
             "diff": Diff,
             "verify": Verify,

@@ -77,25 +77,25 @@ def evaluate_jobs(
     todo = [group[0] for key, group in missing.items() if results.known(key) is None]
     for job, tree in trees(todo):
         started = time.perf_counter()
-        metrics = score(evaluator, tree, job)
+        metrics = score(evaluator, tree, steps_of(job), job.name)
         enter(keys[job.name], metrics, time.perf_counter() - started)
     return [results.rows[job.name] for job in jobs]
 
 
-def score(evaluator: Evaluator, tree: dict[str, Any], job: Job) -> Metrics:
-    """The metrics of one average.
+def score(evaluator: Evaluator, tree: dict[str, Any], steps: tuple[int, ...], what: str) -> Metrics:
+    """The metrics of one average, `what` names it in messages.
 
     Raises:
       EvaluationError: the evaluator failed; its traceback is printed on stderr.
     """
     try:
-        return evaluator.score(tree, steps_of(job))
+        return evaluator.score(tree, steps)
     except LawaError:
         raise
     except Exception as error:
         traceback.print_exc()
         raise EvaluationError(
-            f"{evaluator.name} failed on {job.name}: {type(error).__name__}: {error}; see the "
+            f"{evaluator.name} failed on {what}: {type(error).__name__}: {error}; see the "
             "traceback above"
         ) from error
 

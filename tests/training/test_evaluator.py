@@ -69,7 +69,7 @@ def evaluated(run, ks, policy=None, **options):
     averaging = Options(bn="latest" if bn == "latest" else "average")
     jobs = sweep_jobs(run, ks=ks, ends=[3])
     return {
-        len(job.sources): evaluation.score(evaluator, tree, job)
+        len(job.sources): evaluator.score(tree, evaluation.steps_of(job))
         for job, tree in evaluation.in_memory(jobs, averaging)
     }
 
