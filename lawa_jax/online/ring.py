@@ -1,12 +1,10 @@
 """LAWA in the training loop: a ring of the latest k copies of the parameters."""
 
-import contextlib
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from jax.experimental.compute_on import compute_on
 from jaxtyping import Array, Int
 
 from lawa_jax.errors import SelectionError
@@ -29,6 +27,7 @@ def latest_weight_averaging(
     start: int = 0,
     dtype: Any = None,
     memory: Literal["device", "host"] = "device",
+    enabled: bool = True,
 ) -> optax.GradientTransformation:
     """Keep the parameters after every `every`-th update, the latest `k` of them (LAWA).
 
@@ -44,6 +43,8 @@ def latest_weight_averaging(
       memory: where the copies live: with the parameters, or in pinned memory of the host, to which
         they are copied inside the jitted step (the training step's output shardings must then be
         left to JAX, or say ``memory_kind="pinned_host"`` for the ring).
+      enabled: false for a transformation that does and keeps nothing, so that one line of code
+        serves runs with and without averaging.
 
     Raises:
       SelectionError: k or every below 1, start below 0; update without parameters.
@@ -51,6 +52,8 @@ def latest_weight_averaging(
     check(k=(k, 1), every=(every, 1), start=(start, 0))
     if memory not in ("device", "host"):
         raise SelectionError(f"memory: expected 'device' or 'host', found {memory!r}")
+    if not enabled:
+        return optax.identity()
     on_host = memory == "host"
 
     def init(params: PyTree) -> RingState:
@@ -66,15 +69,24 @@ def latest_weight_averaging(
     def remember(state: RingState, params: PyTree) -> RingState:
         slot = state.stored % k
         copies = jax.tree.map(lambda r, p: p.astype(r.dtype), state.ring, params)
-        if on_host:
-            slot, copies = jax.device_put((slot, copies), jax.memory.Space.Host)
-        with compute_on("device_host") if on_host else contextlib.nullcontext():
-            ring = jax.tree.map(
-                lambda r, p: jax.lax.dynamic_update_index_in_dim(r, p, slot, 0), state.ring, copies
-            )
+        ring = (_put_on_host if on_host else _put)(state.ring, copies, slot)
         return state._replace(stored=state.stored + 1, ring=ring)
 
     return watching(init, remember, every, start)
+
+
+def _put(ring: PyTree, copies: PyTree, slot: Array) -> PyTree:
+    return jax.tree.map(
+        lambda r, p: jax.lax.dynamic_update_index_in_dim(r, p, slot, 0), ring, copies
+    )
+
+
+def _put_on_host(ring: PyTree, copies: PyTree, slot: Array) -> PyTree:
+    from jax.experimental.compute_on import compute_on
+
+    slot, copies = jax.device_put((slot, copies), jax.memory.Space.Host)
+    with compute_on("device_host"):
+        return _put(ring, copies, slot)
 
 
 def _kept(leaf: Any, dtype: Any) -> Any:

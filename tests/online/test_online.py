@@ -94,6 +94,13 @@ def test_the_trajectory_is_untouched():
         same(bare, watched)
 
 
+def test_switched_off_it_keeps_nothing():
+    _, state = train(optax.chain(optax.sgd(0.1), latest_weight_averaging(2, enabled=False)), 3)
+    assert not jax.tree.leaves(state[-1])
+    with pytest.raises(SelectionError, match="found 0"):
+        averaged_params(state)
+
+
 @pytest.mark.parametrize("kind", ["uniform", "linear", "ema:0.8"])
 @pytest.mark.parametrize("steps", [1, 2, 3, 8])
 def test_read_out_under_jit(kind, steps):

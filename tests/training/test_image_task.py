@@ -42,7 +42,7 @@ def one_step(task, batch):
 
 
 def test_bytes_are_normalised_on_the_device():
-    task, batch = made(), pixels(8)
+    task, batch = made(place=Placement(jax.devices()[:1])), pixels(8)
     floats = {**batch, "image": np.asarray(images.normalize(batch["image"]))}
     states, metrics = zip(*(one_step(task, given) for given in (batch, floats)), strict=True)
     np.testing.assert_allclose(metrics[0]["loss"][0], metrics[1]["loss"][0], rtol=1e-5)
@@ -73,10 +73,9 @@ def test_evaluation_is_exact_on_any_number_of_devices(devices):
 
 def test_groups_are_the_originals_batch_per_gpu():
     batch = pixels(8)
-    grouped, _ = one_step(made(bn_groups=4), batch)
-    first, _ = one_step(
-        made(batch_size=2, place=Placement(jax.devices()[:1])), {k: v[:2] for k, v in batch.items()}
-    )
+    place = Placement(jax.devices()[:1])
+    grouped, _ = one_step(made(bn_groups=4, place=place), batch)
+    first, _ = one_step(made(batch_size=2, place=place), {k: v[:2] for k, v in batch.items()})
     # The running statistics are those of the first GPU's part; of all 8 samples they are others.
     for name in ("mean", "var"):
         ours, theirs = (s["model"]["batch_stats"]["bn1"][name] for s in (grouped, first))
@@ -102,7 +101,8 @@ def folder(tmp_path_factory):
 def of_folder(folder, workers):
     data = imagenet.find(folder, image_size=8, dtype="uint8")
     options = {**SMALL, "batch_size": 4}
-    return image_task(data, place=Placement(), workers=workers, bn_batches=1, **options)
+    place = Placement(jax.devices()[:1])
+    return image_task(data, place=place, workers=workers, bn_batches=1, **options)
 
 
 def test_the_training_images_are_evaluated_without_augmentation(folder):
