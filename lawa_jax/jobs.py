@@ -204,7 +204,7 @@ def reconstruction_job(
     )
     profiles = [posthoc_ema.Profile(sigma, step) for step, sigma, _ in found]
     target = posthoc_ema.Profile(sigma_rel, end)
-    c = posthoc_ema.reconstruct(profiles, target)
+    c = posthoc_ema.posthoc_ema_weights(profiles, target)
     # What weighs nothing need not be read: all but one where that one is the EMA itself.
     c[np.abs(c) < 1e-9 * np.abs(c).max()] = 0
     c /= c.sum()

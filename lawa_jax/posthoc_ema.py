@@ -29,7 +29,9 @@ class Profile(NamedTuple):
     step: float
 
 
-def reconstruct(snapshots: Sequence[Profile], target: Profile) -> Coefficients:
+def posthoc_ema_weights(
+    snapshots: Sequence[tuple[float, float]], target: tuple[float, float]
+) -> Coefficients:
     """Weights of stored EMA snapshots whose average is closest to the EMA `target`.
 
     Minimises ``integral (sum_i x_i p_i - p)^2 dt`` subject to ``sum_i x_i = 1``, so that what did
@@ -37,8 +39,12 @@ def reconstruct(snapshots: Sequence[Profile], target: Profile) -> Coefficients:
     Weights may be negative. Two widths, snapshots at regular times and a target between the widths
     or near them are enough; `reconstruction_error` tells.
 
-    >>> reconstruct([Profile(0.05, 10), Profile(0.10, 10)], Profile(0.10, 10)).round(9) + 0.0
+    >>> posthoc_ema_weights([(0.05, 10), (0.10, 10)], (0.10, 10)).round(9) + 0.0
     array([0., 1.])
+
+    Args:
+      snapshots: what is stored, each a `Profile` or ``(sigma_rel, step)``.
+      target: what is wanted.
 
     Raises:
       SelectionError: no snapshots, one twice, or a profile out of range.
@@ -46,10 +52,8 @@ def reconstruct(snapshots: Sequence[Profile], target: Profile) -> Coefficients:
     if not snapshots:
         raise SelectionError("there are no snapshots to reconstruct an EMA from")
     if len(set(snapshots)) < len(snapshots):
-        twice = next(s for s in snapshots if list(snapshots).count(s) > 1)
-        raise SelectionError(
-            f"the snapshot of sigma_rel {twice.sigma_rel} at {twice.step} is there twice"
-        )
+        sigma, step = next(s for s in snapshots if list(snapshots).count(s) > 1)
+        raise SelectionError(f"the snapshot of sigma_rel {sigma} at {step} is there twice")
     n = len(snapshots)
     gram, overlap = _products(snapshots, snapshots), _products(snapshots, [target])[:, 0]
     # Profiles of unit length, so that early snapshots (high and narrow) are not favoured.
@@ -64,7 +68,7 @@ def reconstruct(snapshots: Sequence[Profile], target: Profile) -> Coefficients:
 
 
 def reconstruction_error(
-    snapshots: Sequence[Profile], target: Profile, weights: Coefficients
+    snapshots: Sequence[tuple[float, float]], target: tuple[float, float], weights: Coefficients
 ) -> float:
     """``||sum_i x_i p_i - p|| / ||p||``, the L2 norm over time: 0 is exact, 0.1 a tenth off."""
     everything = [*snapshots, target]
@@ -73,7 +77,9 @@ def reconstruction_error(
     return float(np.sqrt(max(x @ gram @ x, 0.0) / gram[-1, -1]))
 
 
-def _products(a: Sequence[Profile], b: Sequence[Profile]) -> Float[np.ndarray, "a b"]:
+def _products(
+    a: Sequence[tuple[float, float]], b: Sequence[tuple[float, float]]
+) -> Float[np.ndarray, "a b"]:
     """Inner products of profiles.
 
     The integral of ``p_a p_b`` ends at the earlier time s; with ``s^(g_a+g_b+1)`` inserted,
@@ -86,8 +92,8 @@ def _products(a: Sequence[Profile], b: Sequence[Profile]) -> Float[np.ndarray, "
     return (ga + 1) * (gb + 1) / (ga + gb + 1) * np.power(ratio, exponent) / later
 
 
-def _exponents(profiles: Sequence[Profile]) -> tuple[np.ndarray, np.ndarray]:
-    steps = np.array([profile.step for profile in profiles], np.float64)
+def _exponents(profiles: Sequence[tuple[float, float]]) -> tuple[np.ndarray, np.ndarray]:
+    steps = np.array([step for _, step in profiles], np.float64)
     if not (np.all(steps > 0) and np.all(np.isfinite(steps))):
         raise SelectionError(f"snapshots: expected steps > 0, found {steps.tolist()}")
-    return np.array([gamma_of_sigma(profile.sigma_rel) for profile in profiles]), steps
+    return np.array([gamma_of_sigma(sigma) for sigma, _ in profiles]), steps

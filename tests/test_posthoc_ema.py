@@ -9,7 +9,7 @@ from numpy.testing import assert_allclose
 
 from lawa_jax import coefficients
 from lawa_jax.errors import SelectionError
-from lawa_jax.posthoc_ema import Profile, _products, reconstruct, reconstruction_error
+from lawa_jax.posthoc_ema import Profile, _products, posthoc_ema_weights, reconstruction_error
 
 UNIFORM = 12**-0.5  # gamma = 0
 LINEAR = 2**0.5 / 6  # gamma = 1: sqrt(2) / (3 sqrt(4))
@@ -42,7 +42,7 @@ def test_weights_by_hand():
     # (1 + (2t - 1) x - 3t^2)^2, hence x = <2t - 1, 3t^2 - 1> / <2t - 1, 2t - 1> = (1/2) / (1/3).
     quadratic = 3**0.5 / (4 * 5**0.5)  # gamma = 2: sqrt(3) / (4 sqrt(5))
     stored, target = [Profile(UNIFORM, 1), Profile(LINEAR, 1)], Profile(quadratic, 1)
-    x = reconstruct(stored, target)
+    x = posthoc_ema_weights(stored, target)
     assert_allclose(x, [-1 / 2, 3 / 2], rtol=1e-9)
     # What is left is 3t^2 - 3t + 1/2, of squared length 1/20, beside 9/5.
     assert reconstruction_error(stored, target, x) == pytest.approx(6**-1, rel=1e-9)
@@ -52,7 +52,7 @@ def test_weights_by_hand():
 def test_exact_where_it_is_stored(count):
     stored = snapshots(count)
     for position in (0, len(stored) // 2, -1):
-        x = reconstruct(stored, stored[position])
+        x = posthoc_ema_weights(stored, stored[position])
         expected = np.zeros(len(stored))
         expected[position] = 1
         assert_allclose(x, expected, atol=1e-9)
@@ -64,7 +64,7 @@ def test_error_falls_with_the_number_of_snapshots(sigma, least):
     target = Profile(sigma, 1000)
     found = []
     for count in (2, 4, 8, 16, 32, 64):
-        x = reconstruct(snapshots(count), target)
+        x = posthoc_ema_weights(snapshots(count), target)
         assert x.sum() == pytest.approx(1, abs=1e-12)
         found.append(reconstruction_error(snapshots(count), target, x))
     assert all(b < a for a, b in itertools.pairwise(found)), found
@@ -76,7 +76,7 @@ def test_least_squares_of_the_paper_where_the_sum_is_free():
     stored, target = snapshots(32), Profile(0.07, 1000)
     free = np.linalg.solve(_products(stored, stored), _products(stored, [target])[:, 0])
     assert free.sum() == pytest.approx(1, abs=1e-4)
-    x = reconstruct(stored, target)
+    x = posthoc_ema_weights(stored, target)
     assert_allclose(x, free, atol=1e-4)
     # The free sum fits a little better, and no other weights of sum 1 do.
     error = reconstruction_error(stored, target, x)
@@ -91,7 +91,7 @@ def test_the_sum_is_a_constraint_and_no_afterthought():
     stored, target = snapshots(2), Profile(0.15, 1000)
     free = np.linalg.solve(_products(stored, stored), _products(stored, [target])[:, 0])
     assert free.sum() < 0.9
-    x = reconstruct(stored, target)
+    x = posthoc_ema_weights(stored, target)
     scaled = reconstruction_error(stored, target, free / free.sum())
     assert reconstruction_error(stored, target, x) < 0.99 * scaled
 
@@ -108,7 +108,7 @@ def test_on_a_real_trajectory():
     errors = []
     for count in (4, 16, 64):
         stored = [Profile(s, (i + 1) * steps // count) for i in range(count) for s in (0.05, 0.10)]
-        x = reconstruct(stored, Profile(0.15, steps))
+        x = posthoc_ema_weights(stored, Profile(0.15, steps))
         made = x @ np.array([ema(s, int(t)) for s, t in stored])
         errors.append(np.linalg.norm(made - target) / np.linalg.norm(target - theta[-1]))
     assert errors[1] < errors[0] / 4
@@ -127,4 +127,4 @@ def test_on_a_real_trajectory():
 )
 def test_mistakes_are_explained(stored, target, message):
     with pytest.raises(SelectionError, match=re.escape(message)):
-        reconstruct(stored, target)
+        posthoc_ema_weights(stored, target)
