@@ -18,7 +18,7 @@ from etils import epath
 from lawa_jax.checkpoints import Checkpoint, open_checkpoint
 from lawa_jax.errors import EvaluationError, LawaError, OutputExistsError
 from lawa_jax.evaluators import Evaluator, Metrics
-from lawa_jax.jobs import Job, Options, step_of
+from lawa_jax.jobs import Job, Options, Result, step_of
 from lawa_jax.provenance import read_record
 from lawa_jax.results import Results, Row
 from lawa_jax.trajectory import estimate, open_address, run_jobs
@@ -78,6 +78,8 @@ def evaluate_jobs(
     for job, tree in trees(todo):
         started = time.perf_counter()
         metrics = score(evaluator, tree, steps_of(job), job.name)
+        # Or it would be held while the next is made.
+        del tree
         enter(keys[job.name], metrics, time.perf_counter() - started)
     return [results.rows[job.name] for job in jobs]
 
@@ -112,11 +114,13 @@ def in_memory(
     for group, each in passes(jobs, options):
         made = run_jobs(group, options=each, progress=progress)
         while made:
-            result = made.pop(0)
-            assert result.tree is not None
-            yield result.job, result.tree
-            # Or it would be held while the next is made.
-            del result
+            # No name of this frame may hold a tree while the caller has it, or makes the next.
+            yield made[0].job, _tree_of(made.pop(0))
+
+
+def _tree_of(result: Result) -> dict[str, Any]:
+    assert result.tree is not None
+    return result.tree
 
 
 def passes(jobs: Sequence[Job], options: Options) -> list[tuple[Sequence[Job], Options]]:

@@ -1,6 +1,7 @@
 """Averages evaluated: by hand, once each, in bounded memory."""
 
 import dataclasses
+import weakref
 
 import numpy as np
 import pytest
@@ -104,6 +105,31 @@ def test_as_many_at_once_as_memory_holds(run):
     assert [(job.name, tree["w"][-1]) for job, tree in found] == [
         (f"k2-end{end}-uniform", end - 0.5) for end in range(2, 7)
     ]
+
+
+@pytest.mark.parametrize("memory", [1, 4])
+def test_an_average_is_let_go_of_before_the_next(run, tmp_path, memory):
+    alive = []
+
+    def score(tree, steps):
+        assert [reference() for reference in alive] == [None] * len(alive)
+        alive.append(weakref.ref(tree["w"]))
+        return {"first": float(tree["w"][0])}
+
+    counting = Counting()
+    counting.evaluator = counting.evaluator._replace(score=score)
+    options = Options(memory=memory * SIZE * 4)
+    jobs = sweep_jobs(run, ks=[2], ends=[2, 3, 4, 5, 6])
+
+    # Nor is it held while the next pass is made.
+    def progress(_):
+        assert not [1 for reference in alive if reference() is not None]
+
+    evaluate(
+        jobs, counting, tmp_path, options,
+        lambda todo: evaluation.in_memory(todo, options, progress),
+    )  # fmt: skip
+    assert len(alive) == 5
 
 
 def test_a_failing_evaluator_keeps_what_is_done(run, tmp_path, capsys):
