@@ -1,6 +1,7 @@
 """`lawa sweep`: every window length, end and method, written to disk or evaluated."""
 
 import dataclasses
+import functools
 import math
 import os
 import pathlib
@@ -45,7 +46,7 @@ class Sweep(Evaluating):
     out: Annotated[str | None, tyro.conf.arg(aliases=["-o"])] = None
     """Directory for the averages, one subdirectory each; or for the results of evaluating them."""
     keep: bool = False
-    """Also write the averages that are evaluated."""
+    """With --evaluator or --evaluate: also write the averages."""
 
     def __call__(self) -> None:
         """Make the averages."""
@@ -183,13 +184,13 @@ class Sweep(Evaluating):
         }
         results = Results(_local(folder), setting, overwrite=self.overwrite)
         try:
+            if self.keep:
+                self._keep(jobs, options)
+                trees = functools.partial(evaluation.stored, folder=folder, options=options)
+            else:
+                trees = functools.partial(evaluation.in_memory, options=options)
             found = evaluation.evaluate_jobs(
-                jobs,
-                evaluator,
-                results,
-                lambda todo: self._trees(list(todo), options),
-                options=options,
-                on_row=say_row,
+                jobs, evaluator, results, trees, options=options, on_row=say_row
             )
         finally:
             results.close()
@@ -211,21 +212,17 @@ class Sweep(Evaluating):
         )
         print(f"\ndata: {folder / 'results.csv'}\nplot: {figure}")
 
-    def _trees(self, todo: "list[Job]", options: "Options") -> Any:
+    def _keep(self, jobs: "list[Job]", options: "Options") -> None:
+        """Write the averages that are not there yet."""
         from lawa_jax import evaluation
         from lawa_jax.trajectory import estimate
 
-        if not todo:
-            return iter(())
-        if not self.keep:
-            return evaluation.in_memory(todo, options)
         folder = self._folder()
         # A pass that was interrupted is taken up with the jobs it had.
-        unfinished = _local(folder / JOURNAL).exists() or self.overwrite
-        missing = [j for j in todo if unfinished or not evaluation.is_stored(j, folder, options)]
+        whole = _local(folder / JOURNAL).exists() or self.overwrite
+        missing = [j for j in jobs if whole or not evaluation.is_stored(j, folder, options)]
         if missing:
             self._write(missing, options, estimate(missing, options))
-        return evaluation.stored(todo, folder, options)
 
 
 def _print_jobs(jobs: "list[Job]") -> None:

@@ -96,6 +96,12 @@ def test_averages_can_be_kept(lawa, run, code, tmp_path):
         )
         assert row["metrics"]["sum"] == kept["params"]["dense"]["kernel"].sum()
         assert row["metrics"]["bn"] == 8 - (k - 1) / 2
+    # Also those that were evaluated before.
+    assert sweep(lawa, run, code, "-k", "4", *options[2:]).code == 0
+    assert not (tmp_path / "out" / "k4-end8-uniform").exists()
+    before = calls(code)
+    assert sweep(lawa, run, code, "-k", "4", *options[2:], "--keep").code == 0
+    assert ((tmp_path / "out" / "k4-end8-uniform").exists(), calls(code)) == (True, before)
     # Averages that are there are evaluated as they are, if they are these.
     (tmp_path / "out" / "results.jsonl").unlink()
     before = calls(code)
