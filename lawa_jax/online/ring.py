@@ -82,11 +82,14 @@ def _put(ring: PyTree, copies: PyTree, slot: Array) -> PyTree:
 
 
 def _put_on_host(ring: PyTree, copies: PyTree, slot: Array) -> PyTree:
-    from jax.experimental.compute_on import compute_on
+    from jax.experimental import compute_on
 
-    slot, copies = jax.device_put((slot, copies), jax.memory.Space.Host)
-    with compute_on("device_host"):
-        return _put(ring, copies, slot)
+    # jax 0.11 gave the name of what had been its context manager to what 0.10 calls compute_on2.
+    decorate = getattr(compute_on, "compute_on2", compute_on.compute_on)
+    host = jax.memory.Space.Host
+    spaces = jax.tree.map(lambda _: host, ring)
+    put = decorate(_put, compute_type="device_host", out_memory_spaces=spaces)
+    return put(ring, *jax.device_put((copies, slot), host))
 
 
 def _kept(leaf: Any, dtype: Any) -> Any:

@@ -25,7 +25,9 @@ def run_plot(curves: Curves, title: str, path: Path) -> None:
         label = f"LAWA, k = {curves.k}"
         values = [curves.lawa[e]["loss"] for e in ends]
         loss.plot(ends, values, "o-", ms=3, c=LAWA, label=label)
-    if all(m["loss"] > 0 for m in (*curves.raw.values(), *curves.lawa.values())):
+    losses = [m["loss"] for m in (*curves.raw.values(), *curves.lawa.values())]
+    # Within a decade a logarithmic axis has hardly a number to label.
+    if min(losses) > 0 and max(losses) > 10 * min(losses):
         loss.set_yscale("log")
     loss.set_xlabel("epoch")
     loss.set_ylabel("validation loss")
