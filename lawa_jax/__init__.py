@@ -10,6 +10,7 @@
     restart_from_average go on training from it
     greedy_soup, best_k, best_window, learn_coefficients
                          which checkpoints, and with what weights, found on held-out data
+    posthoc_ema_weights  of snapshots of power-function EMAs, to make one of another width
 
 Names are loaded when first used, so that listing checkpoints need not wait for JAX.
 """
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
         power_average,
         restart_from_average,
     )
+    from lawa_jax.posthoc_ema import posthoc_ema_weights
     from lawa_jax.soup import best_k, best_window, greedy_soup
     from lawa_jax.trainable import learn_coefficients
     from lawa_jax.trajectory import average_checkpoints
@@ -44,6 +46,7 @@ _HOMES = {
     "greedy_soup": "soup",
     "latest_weight_averaging": "online",
     "learn_coefficients": "trainable",
+    "posthoc_ema_weights": "posthoc_ema",
     "power_average": "online",
     "restart_from_average": "online",
     "recalibrate": "batch_norm",
@@ -62,6 +65,7 @@ __all__ = [
     "greedy_soup",
     "latest_weight_averaging",
     "learn_coefficients",
+    "posthoc_ema_weights",
     "power_average",
     "recalibrate",
     "recalibrate_torch",

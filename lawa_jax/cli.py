@@ -20,6 +20,8 @@ def execute(argv: Sequence[str]) -> int | None:
     from lawa_jax.commands.compare import Diff, Verify
     from lawa_jax.commands.inspect import Inspect
     from lawa_jax.commands.ls import Ls
+    from lawa_jax.commands.reconstruct import Reconstruct
+    from lawa_jax.commands.soup import Soup
     from lawa_jax.commands.sweep import Sweep
 
     command = tyro.extras.subcommand_cli_from_dict(
@@ -28,6 +30,8 @@ def execute(argv: Sequence[str]) -> int | None:
             "inspect": Inspect,
             "average": Average,
             "sweep": Sweep,
+            "soup": Soup,
+            "reconstruct": Reconstruct,
             "diff": Diff,
             "verify": Verify,
         },

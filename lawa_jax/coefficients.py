@@ -133,6 +133,54 @@ def decay_equivalent(n: int, shape: str | Callable[[float], float] = "1-sqrt") -
     return w[:-1] - w[1:]
 
 
+def bema(
+    steps: Sequence[float],
+    bias_power: float = 0.2,
+    *,
+    ema_power: float = 0.5,
+    multiplier: float = 1.0,
+    lag: float = 10.0,
+) -> Coefficients:
+    """Bias-corrected EMA at the spacing of the checkpoints (BEMA, arXiv 2508.00180, algorithm 1).
+
+    ``m_1 = theta_1``, ``m_j = (1 - b_j) m_{j-1} + b_j theta_j``, and the result is
+    ``m_N + a_N (theta_N - theta_1)``, with ``b_j = (rho + gamma t_j)^-kappa`` and
+    ``a_j = (rho + gamma t_j)^-eta``, where t_j counts from the oldest checkpoint in the unit of
+    `steps`. The oldest may weigh less than nothing.
+
+    >>> bema([1, 2, 3], bias_power=1, ema_power=1, lag=1)  # t = 0, 1, 2: b = 1/2, 1/3, a = 1/3
+    array([0.        , 0.33333333, 0.66666667])
+
+    Args:
+      steps: times of the checkpoints, increasing.
+      bias_power: eta.
+      ema_power: kappa.
+      multiplier: gamma.
+      lag: rho.
+
+    Raises:
+      SelectionError: steps that do not increase, a negative power or multiplier, lag below 1.
+    """
+    times = np.asarray(steps, np.float64)
+    _check_count(len(times))
+    if not (np.all(np.diff(times) > 0) and np.all(np.isfinite(times))):
+        raise SelectionError("bema: steps must be strictly increasing")
+    if not (bias_power >= 0 and ema_power >= 0 and multiplier >= 0 and lag >= 1):
+        raise SelectionError(
+            "bema: expected powers and multiplier >= 0 and lag >= 1, found "
+            f"{bias_power=}, {ema_power=}, {multiplier=}, {lag=}"
+        )
+    width = lag + multiplier * (times - times[0])
+    b = width**-ema_power
+    b[0] = 1.0
+    # theta_j enters with b_j, and every later step leaves 1 - b of it.
+    c = b * np.append(np.cumprod((1 - b)[:0:-1])[::-1], 1.0)
+    a = float(width[-1] ** -bias_power)
+    c[-1] += a
+    c[0] -= a
+    return c
+
+
 def custom(weights: Sequence[float], *, normalize: bool = False) -> Coefficients:
     """Given weights, which must sum to 1 (to 1e-6) unless `normalize`.
 
@@ -152,12 +200,12 @@ def custom(weights: Sequence[float], *, normalize: bool = False) -> Coefficients
     return w / total if normalize else w
 
 
-METHODS = ("uniform", "linear", "ema", "power_ema", "decay")
+METHODS = ("uniform", "linear", "ema", "power_ema", "decay", "bema")
 
 
 def of_method(method: str, steps: Sequence[int]) -> Coefficients:
     """Coefficients by name: ``uniform``, ``linear``, ``ema[:decay]``, ``power_ema[:sigma_rel]``,
-    ``decay[:shape]``.
+    ``decay[:shape]``, ``bema[:eta]``.
 
     >>> of_method("ema:0.5", [1, 2, 3])
     array([0.25, 0.25, 0.5 ])
@@ -182,6 +230,8 @@ def of_method(method: str, steps: Sequence[int]) -> Coefficients:
             return power_ema(steps, float(parameter or 0.1))
         if name == "decay":
             return decay_equivalent(n, parameter or "1-sqrt")
+        if name == "bema":
+            return bema(steps, float(parameter or 0.2))
     except ValueError as error:
         if isinstance(error, SelectionError):
             raise

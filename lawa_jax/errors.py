@@ -103,3 +103,9 @@ class PeerError(LawaError, RuntimeError):
     """Another process of the same program failed, or did not arrive in time."""
 
     exit_code = EXIT_RUN_FAILED
+
+
+class EvaluationError(LawaError, RuntimeError):
+    """An evaluator failed, or returned what are no metrics."""
+
+    exit_code = EXIT_RUN_FAILED

@@ -2,13 +2,13 @@
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from etils import epath
 
-from lawa_jax import coefficients, window
+from lawa_jax import coefficients, posthoc_ema, window
 from lawa_jax.checkpoints import list_steps, open_checkpoint, parse_address
 from lawa_jax.errors import CheckpointNotFoundError, SelectionError
 
@@ -171,6 +171,52 @@ def weighted_job(sources: Sequence[str]) -> Job:
         raise SelectionError(f"{twice[0]} is named twice; add its weights up instead")
     c = coefficients.custom(given) if given else coefficients.uniform(len(addresses))
     return Job(tuple(addresses), _weights(c), "custom" if given else "uniform", "weighted")
+
+
+def reconstruction_job(
+    runs: Mapping[str, float], *, sigma_rel: float, end: int | None = None
+) -> tuple[Job, float]:
+    """A power-function EMA that was not stored, from the snapshots of those that were.
+
+    Args:
+      runs: run directories of EMA snapshots, and the relative width of each. Steps count updates
+        (or epochs) since the start of training.
+      sigma_rel: relative width that is wanted.
+      end: step at which it ends; the newest snapshot by default. Later ones are not used.
+
+    Returns:
+      The job, and its reconstruction error (see `lawa_jax.posthoc_ema`).
+
+    Raises:
+      CheckpointNotFoundError: a directory without snapshots.
+      SelectionError: no snapshot at `end`, or a width out of range.
+    """
+    steps = {run: _existing(run) for run in runs}
+    everything = sorted({step for existing in steps.values() for step in existing})
+    if end is None:
+        end = everything[-1]
+    if end not in everything:
+        raise SelectionError(
+            f"there is no snapshot {end} to end at; existing: {window.describe(everything)}"
+        )
+    found = sorted(
+        (step, sigma, run) for run, sigma in runs.items() for step in steps[run] if step <= end
+    )
+    profiles = [posthoc_ema.Profile(sigma, step) for step, sigma, _ in found]
+    target = posthoc_ema.Profile(sigma_rel, end)
+    c = posthoc_ema.posthoc_ema_weights(profiles, target)
+    # What weighs nothing need not be read: all but one where that one is the EMA itself.
+    c[np.abs(c) < 1e-9 * np.abs(c).max()] = 0
+    c /= c.sum()
+    error = posthoc_ema.reconstruction_error(profiles, target, c)
+    used = [(address(run, step), w) for (step, _, run), w in zip(found, c, strict=True) if w]
+    job = Job(
+        tuple(source for source, _ in used),
+        tuple(float(w) for _, w in used),
+        f"posthoc_ema:{sigma_rel:g}",
+        f"end{end}-posthoc_ema{sigma_rel:g}",
+    )
+    return job, error
 
 
 def split_weight(text: str) -> tuple[str, float | None]:

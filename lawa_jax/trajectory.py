@@ -67,7 +67,8 @@ def average_checkpoints(
       run: the run directory.
       k: number of checkpoints.
       end: the newest of them; the run's newest by default.
-      method: ``uniform``, ``linear``, ``ema:0.9``, ``power_ema:0.1``, ``decay:1-sqrt``.
+      method: ``uniform``, ``linear``, ``ema:0.9``, ``power_ema:0.1``, ``decay:1-sqrt``,
+        ``bema:0.2``.
       steps: exactly these checkpoints instead of `k` and `end`.
       item, include, exclude, dtype, bn, memory, threads: see `Options`.
 

@@ -110,6 +110,41 @@ def test_power_ema_has_the_width_it_was_asked_for():
     assert math.sqrt((c * (t - mean) ** 2).sum()) / t[-1] == pytest.approx(0.1, rel=1e-3)
 
 
+def test_bema_by_hand():
+    # t = 0, 1, 2: b = 1, 1/2, 1/3, so that the mean weighs all alike; a = 1/3 or (1/3)^2.
+    assert_allclose(
+        co.bema([1, 2, 3], 1, ema_power=1, lag=1), [0, 1 / 3, 2 / 3], rtol=1e-15, atol=1e-15
+    )
+    assert_allclose(co.bema([5, 6, 7], 2, ema_power=1, lag=1), [2 / 9, 3 / 9, 4 / 9], rtol=1e-15)
+    assert_array_equal(co.bema([7]), [1.0])
+    # Nothing is averaged, and nothing corrected: the newest, twice less the oldest.
+    assert_array_equal(co.bema([1, 2], 0, ema_power=0), [-1.0, 2.0])
+
+
+@pytest.mark.parametrize("steps", [range(1, 30), [100, 200, 300], [3, 4, 9, 50]])
+@pytest.mark.parametrize("eta", [0.0, 0.2, 1.0])
+def test_bema_is_its_recursion(steps, eta):
+    theta, _ = trajectory(len(steps))
+    mean = theta[0]
+    for x, step in zip(theta[1:], steps[1:], strict=True):
+        b = (10 + step - steps[0]) ** -0.5
+        mean = (1 - b) * mean + b * x
+    expected = mean + (10 + steps[-1] - steps[0]) ** -eta * (theta[-1] - theta[0])
+    c = co.bema(steps, eta)
+    assert_allclose(c @ theta, expected, rtol=1e-13, atol=1e-13)
+    assert math.fsum(c) == pytest.approx(1, abs=1e-15)
+    assert_array_equal(co.of_method(f"bema:{eta}", list(steps)), c)
+
+
+def test_bema_refused():
+    with refusal("bema: steps must be strictly increasing"):
+        co.bema([1, 1])
+    with refusal("bias_power=-1.0"):
+        co.of_method("bema:-1", [1, 2])
+    with refusal("lag=0.5"):
+        co.bema([1, 2], lag=0.5)
+
+
 def test_decay_test_vectors():
     assert_allclose(
         co.decay_equivalent(10),
@@ -222,6 +257,8 @@ STEPS = [10, 20, 30, 40]
         ("power_ema:0.05", co.power_ema(STEPS, 0.05)),
         ("decay", co.decay_equivalent(4, "1-sqrt")),
         ("decay:cosine", co.decay_equivalent(4, "cosine")),
+        ("bema", co.bema(STEPS)),
+        ("bema:1", co.bema(STEPS, 1.0)),
     ],
 )
 def test_methods_by_name(method, expected):
@@ -231,8 +268,8 @@ def test_methods_by_name(method, expected):
 
 def test_methods_misnamed():
     with refusal(
-        "expected a method of uniform, linear, ema, power_ema, decay with an optional :parameter, "
-        "found 'median'"
+        "expected a method of uniform, linear, ema, power_ema, decay, bema with an optional "
+        ":parameter, found 'median'"
     ):
         co.of_method("median", STEPS)
     with refusal("found 'uniform:3'"):
@@ -255,5 +292,6 @@ def test_coefficients_are_weights(n, method):
     c = co.of_method(method, range(1, n + 1))
     assert c.shape == (n,)
     assert c.dtype == np.float64
-    assert np.all(c >= 0)
+    # BEMA takes away from the oldest what it adds to the newest.
+    assert np.all(c[method == "bema" :] >= 0)
     assert float(abs(sum(map(Fraction, c.tolist())) - 1)) <= n * ULP

@@ -18,30 +18,11 @@ if TYPE_CHECKING:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Average(Averaging):
-    """Average checkpoints: lawa average RUN -k 5 --end 90 -o OUT; lawa average RUN --best 5
-    --metric val/top1 --mode max -o OUT; lawa average A@10:0.25 B@20:0.75 -o OUT."""
+class OneAverage(Averaging):
+    """Commands that make one average."""
 
-    sources: Annotated[
-        tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN[@STEP[:WEIGHT]]")
-    ] = ()
-    """A run to choose from; or several checkpoints RUN@step[:weight]."""
-    k: Annotated[int | None, tyro.conf.arg(aliases=["-k"])] = None
-    """Number of latest checkpoints, 5 by default."""
-    end: int | None = None
-    """The newest checkpoint of the window; the run's newest by default."""
-    window: str | None = None
-    """Share of the run instead of -k: 1% (rounded up, at least 2)."""
-    steps: str | None = None
-    """Exactly these steps: 50:90:10 (both ends included) or 1,2,5."""
-    best: int | None = None
-    """The best so many checkpoints by --metric."""
-    metric: str | None = None
-    """Metric saved with the checkpoints (see lawa ls)."""
-    mode: Literal["min", "max"] = "min"
-    """Whether a low or a high metric is good."""
-    method: str = "uniform"
-    """uniform, linear, ema[:decay], power_ema[:sigma_rel], decay[:linear|cosine|1-sqrt]."""
+    bn: Literal["latest", "average"] = "latest"
+    """BatchNorm statistics: of the newest checkpoint, or averaged like weights."""
     out: Annotated[str | None, tyro.conf.arg(aliases=["-o"])] = None
     """Where to write the average."""
 
@@ -55,28 +36,32 @@ class Average(Averaging):
     processes: bool = False
     """Join the other processes that a launcher started with this one."""
 
+    def job(self) -> "Job":
+        """What to average."""
+        raise NotImplementedError
+
     def __call__(self) -> None:
         """Make the average."""
         group = self._join()
         from lawa_jax.trajectory import estimate, run_jobs
 
-        job = self._job()
-        expected = estimate([job], self.options())
+        job = self.job()
+        expected = estimate([job], self.options(self.bn))
         if self.dry_run:
             if group.index == 0:
-                self._say(job, expected, dry=True)
+                self.say(job, expected, dry=True)
             return
         if self.out is None:
             raise ConfigError("say where to write the average: -o OUT (or --dry-run)")
         if not self.json and group.index == 0:
-            self._say(job, expected, dry=False)
+            self.say(job, expected, dry=False)
         started = time.perf_counter()
         # The bar is of this process's share.
         with progress(expected.bytes_to_read // group.count, "reading") as advance:
             result = run_jobs(
                 [job],
                 [self.out],
-                options=self.options(),
+                options=self.options(self.bn),
                 overwrite=self.overwrite,
                 progress=advance,
                 group=group,
@@ -115,7 +100,63 @@ class Average(Averaging):
             return ALONE
         return initialize(*given)
 
-    def _job(self) -> "Job":
+    def say(self, job: "Job", expected: "Estimate", *, dry: bool) -> None:
+        """What will be done, as JSON or for people."""
+        if self.json:
+            print_json(
+                {
+                    "sources": sources_of(job),
+                    "method": job.method,
+                    "leaves": expected.leaves,
+                    "bytes_to_read": expected.bytes_to_read,
+                    "bytes_to_write": expected.bytes_to_write,
+                    "memory_bound": expected.memory_bound,
+                    "statistics": expected.statistics,
+                    "bn": self.bn if expected.statistics else None,
+                }
+            )
+            return
+        if dry:
+            body = [[s["checkpoint"], f"{s['coefficient']:.6f}"] for s in sources_of(job)]
+            print(rows(["checkpoint", "coefficient"], body))
+        print(
+            f"{job.method} average of {len(job.sources)} checkpoints, {expected.leaves} leaves; "
+            f"reads {human(expected.bytes_to_read)}, writes {human(expected.bytes_to_write)}, "
+            f"memory at most {human(expected.memory_bound)}",
+            file=sys.stdout if dry else sys.stderr,
+        )
+        warn_of_statistics(expected, self.bn)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Average(OneAverage):
+    """Average checkpoints: lawa average RUN -k 5 --end 90 -o OUT; lawa average RUN --best 5
+    --metric val/top1 --mode max -o OUT; lawa average A@10:0.25 B@20:0.75 -o OUT."""
+
+    sources: Annotated[
+        tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN[@STEP[:WEIGHT]]")
+    ] = ()
+    """A run to choose from; or several checkpoints RUN@step[:weight]."""
+    k: Annotated[int | None, tyro.conf.arg(aliases=["-k"])] = None
+    """Number of latest checkpoints, 5 by default."""
+    end: int | None = None
+    """The newest checkpoint of the window; the run's newest by default."""
+    window: str | None = None
+    """Share of the run instead of -k: 1% (rounded up, at least 2)."""
+    steps: str | None = None
+    """Exactly these steps: 50:90:10 (both ends included) or 1,2,5."""
+    best: int | None = None
+    """The best so many checkpoints by --metric."""
+    metric: str | None = None
+    """Metric saved with the checkpoints (see lawa ls)."""
+    mode: Literal["min", "max"] = "min"
+    """Whether a low or a high metric is good."""
+    method: str = "uniform"
+    """uniform, linear, ema[:decay], power_ema[:sigma_rel], decay[:linear|cosine|1-sqrt],
+    bema[:eta]."""
+
+    def job(self) -> "Job":
+        """The window, the best checkpoints or the weighted set."""
         from lawa_jax.checkpoints import parse_address
         from lawa_jax.jobs import best_job, split_weight, weighted_job, window_job
 
@@ -156,32 +197,6 @@ class Average(Averaging):
             steps=self.steps,
             share=self.window,
         )
-
-    def _say(self, job: "Job", expected: "Estimate", *, dry: bool) -> None:
-        if self.json:
-            print_json(
-                {
-                    "sources": sources_of(job),
-                    "method": job.method,
-                    "leaves": expected.leaves,
-                    "bytes_to_read": expected.bytes_to_read,
-                    "bytes_to_write": expected.bytes_to_write,
-                    "memory_bound": expected.memory_bound,
-                    "statistics": expected.statistics,
-                    "bn": self.bn if expected.statistics else None,
-                }
-            )
-            return
-        if dry:
-            body = [[s["checkpoint"], f"{s['coefficient']:.6f}"] for s in sources_of(job)]
-            print(rows(["checkpoint", "coefficient"], body))
-        print(
-            f"{job.method} average of {len(job.sources)} checkpoints, {expected.leaves} leaves; "
-            f"reads {human(expected.bytes_to_read)}, writes {human(expected.bytes_to_write)}, "
-            f"memory at most {human(expected.memory_bound)}",
-            file=sys.stdout if dry else sys.stderr,
-        )
-        warn_of_statistics(expected, self.bn)
 
 
 def sources_of(job: "Job") -> list[dict[str, Any]]:

@@ -37,8 +37,6 @@ class Averaging(Leaves):
     dtype: str | None = None
     """Dtype of averaged leaves, e.g. float32 where rounding back to bfloat16 would discard the
     gain; their own by default."""
-    bn: Literal["latest", "average"] = "latest"
-    """BatchNorm statistics: of the newest checkpoint, or averaged like weights."""
     memory: str = "1GiB"
     """Memory to stay within."""
     threads: int = 2
@@ -50,8 +48,8 @@ class Averaging(Leaves):
     json: bool = False
     """Print JSON."""
 
-    def options(self) -> Any:
-        """The same as `lawa_jax.jobs.Options`."""
+    def options(self, bn: Literal["latest", "average"]) -> Any:
+        """The same as `lawa_jax.jobs.Options`, with a policy for BatchNorm statistics."""
         from lawa_jax.jobs import Options
 
         return Options(
@@ -59,7 +57,7 @@ class Averaging(Leaves):
             self.include,
             self.exclude,
             self.dtype,
-            self.bn,
+            bn,
             parse_bytes(self.memory),
             self.threads,
         )

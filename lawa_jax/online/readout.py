@@ -125,6 +125,8 @@ def _weights(kind: str, count: int) -> list[float]:
         return [1.0] * count
     if kind.startswith("power_ema"):
         raise SelectionError("power_ema: use power_average; a ring does not hold all of training")
+    if kind.startswith("bema"):
+        raise SelectionError("bema: use bias_corrected_average; a ring does not hold its origin")
     return [float(c) for c in coefficients.of_method(kind, range(1, count + 1))]
 
 

@@ -85,7 +85,7 @@ def _put_on_host(ring: PyTree, copies: PyTree, slot: Array) -> PyTree:
     from jax.experimental import compute_on
 
     # jax 0.11 gave the name of what had been its context manager to what 0.10 calls compute_on2.
-    decorate = getattr(compute_on, "compute_on2", compute_on.compute_on)
+    decorate: Any = getattr(compute_on, "compute_on2", compute_on.compute_on)
     host = jax.memory.Space.Host
     spaces = jax.tree.map(lambda _: host, ring)
     put = decorate(_put, compute_type="device_host", out_memory_spaces=spaces)

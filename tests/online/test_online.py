@@ -9,7 +9,7 @@ import pytest
 from flax import linen, nnx
 from flax.training import train_state
 
-from lawa_jax import average, average_checkpoints
+from lawa_jax import average, average_checkpoints, coefficients
 from lawa_jax.errors import SelectionError
 from lawa_jax.online import (
     RingState,
@@ -210,6 +210,16 @@ def test_bias_correction_counts_updates_and_not_looks():
     np.testing.assert_allclose(averaged_params(state)["w"], [expected], rtol=1e-6)
 
 
+@pytest.mark.parametrize("every", [1, 3])
+def test_bias_corrected_average_is_the_same_combination_of_checkpoints(every):
+    optimizer = optax.chain(optax.sgd(0.1), bias_corrected_average(every, bias_power=0.4))
+    seen, state = train(optimizer, 12)
+    steps = range(every, 13, every)
+    c = coefficients.of_method("bema:0.4", steps)
+    expected = sum(w * seen[step - 1]["w"] for w, step in zip(c, steps, strict=True))
+    np.testing.assert_allclose(averaged_params(state)["w"], expected, rtol=1e-5)
+
+
 def test_restart_from_the_average():
     optimizer = optax.chain(optax.adam(0.1), latest_weight_averaging(2))
     seen, state = train(optimizer, 4)
@@ -252,6 +262,10 @@ def test_restart_from_the_average():
                 PARAMS, latest_weight_averaging(1).init(PARAMS)
             ),
             "averaging needs",
+        ),
+        (
+            lambda: averaged_params(train(latest_weight_averaging(2), 2)[1], kind="bema"),
+            "use bias_corrected_average",
         ),
     ],
 )

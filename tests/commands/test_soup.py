@@ -1,0 +1,136 @@
+"""`lawa soup`: what the searches find is written, and reported on other data."""
+
+import sys
+
+import numpy as np
+import pytest
+
+from lawa_jax.checkpoints import open_checkpoint
+from lawa_jax.soup import best_k, best_window, greedy_soup
+from lawa_jax.trajectory import average_checkpoints
+
+CODE = """
+import numpy as np
+
+def score(tree):
+    kernel = tree["params"]["dense"]["kernel"]
+    return {"select": np.abs(kernel).mean(), "other": kernel.sum()}
+
+def alone(tree):
+    return -np.abs(tree["params"]["dense"]["kernel"]).mean()
+
+def elsewhere(tree):
+    return {"bias": tree["params"]["dense"]["bias"].sum()}
+"""
+
+
+@pytest.fixture
+def code(tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.path", list(sys.path))
+    (tmp_path / "mine.py").write_text(CODE)
+    return tmp_path / "mine.py"
+
+
+def size(tree):
+    return float(np.abs(tree["params"]["dense"]["kernel"]).mean())
+
+
+def soup(lawa, run, code, out, *options, name="score"):
+    return lawa("soup", run, "--evaluator", f"{code}:{name}", "-o", out, *options)
+
+
+@pytest.mark.parametrize(
+    ("options", "search"),
+    [
+        ([], lambda load, steps: greedy_soup(load, steps, size)),
+        (["--search", "best-k", "-k", "3"], lambda load, steps: best_k(load, steps, size, 3)),
+        (
+            ["--search", "best-window", "-k", "2,4,9", "--end", "6:10:2"],
+            lambda load, steps: best_window(load, steps, size, ks=[2, 4, 9], ends=[6, 8, 10]),
+        ),
+        (
+            ["--search", "best-window", "-k", "2,4"],
+            lambda load, steps: best_window(load, steps, size, ks=[2, 4]),
+        ),
+    ],
+)
+def test_what_is_found_is_written(lawa, run, code, tmp_path, options, search):
+    out = tmp_path / "out"
+    done = soup(lawa, run, code, out, "--metric", "select", "--json", *options)
+    assert done.code == 0, done.err
+    expected = search(lambda step: open_checkpoint(run, step=step).read_tree(), range(1, 11))
+    assert done.json["steps"] == list(expected.steps)
+    assert done.json["score"] == expected.score
+    assert [t["steps"] for t in done.json["trials"]] == [list(t.steps) for t in expected.trials]
+    assert len(expected.steps) > 1
+    written = open_checkpoint(out).read_tree()
+    made = average_checkpoints(run, steps=expected.steps)
+    np.testing.assert_array_equal(
+        written["params"]["dense"]["kernel"], made["params"]["dense"]["kernel"]
+    )
+    assert size(written) == expected.score
+    # The report is of the other metric alone.
+    assert done.json["report"] == {"other": float(written["params"]["dense"]["kernel"].sum())}
+    assert "flatters" not in done.err
+    assert lawa("verify", out).code == 0
+
+
+def test_for_people(lawa, run, code, tmp_path):
+    options = ["--steps", "2:10:2", "--mode", "max", "--report", f"{code}:elsewhere"]
+    done = soup(lawa, run, code, tmp_path / "out", *options, name="alone")
+    assert done.code == 0, done.err
+    tree = open_checkpoint(tmp_path / "out").read_tree()
+    assert f"report: bias {tree['params']['dense']['bias'].sum():.6g}" in done.out
+    # Statistics are averaged, and said to be.
+    assert "(--bn average)" in done.err
+    assert done.out.splitlines()[0].split() == ["checkpoints", "score"]
+    flattering = soup(lawa, run, code, tmp_path / "again", name="alone")
+    assert "the search and this score saw the same data" in flattering.err
+
+
+def test_a_dry_run_evaluates_nothing(lawa, run, code, tmp_path, model_bytes):
+    for options, count in (
+        ([], 20),
+        (["--search", "best-k"], 11),
+        (["--search", "best-window", "-k", "2,3", "--end", "5:7"], 6),
+    ):
+        plan = soup(lawa, run, code, tmp_path / "o", "--dry-run", "--json", *options).json
+        assert (plan["evaluations"], plan["bytes_each"]) == (count, model_bytes)
+    assert "at most 20 evaluations" in soup(lawa, run, code, tmp_path / "o", "--dry-run").out
+    assert not (tmp_path / "o").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "code_", "message"),
+    [
+        ([], 2, "say how to score an average"),
+        (["--evaluator", "{code}:score"], 2, "gives several metrics; choose one with --metric"),
+        (["--evaluator", "{code}:score", "--metric", "x"], 2, "gives no metric 'x'"),
+        (["--evaluator", "{code}:alone", "--bn", "latest"], 2, "choose --bn average\n"),
+        (["--evaluator", "{code}:alone", "--end", "5"], 2, "--end goes with --search best-window"),
+        (["--evaluator", "{code}:alone", "--steps", "8:12"], 2, "do not exist: 11, 12"),
+        (
+            ["--evaluator", "{code}:alone", "--search", "best-k", "-k", "2,3"],
+            2,
+            "-k 2,3: expected one number of at most 10",
+        ),
+        (
+            ["--evaluator", "{code}:alone", "--search", "best-k", "-k", "11"],
+            2,
+            "expected one number of at most 10",
+        ),
+        (
+            ["--evaluator", "{code}:alone", "--search", "best-window", "--end", "12"],
+            2,
+            "do not exist: 12",
+        ),
+        (["--evaluate", "--metric", "test/loss"], 2, "expected a metric of --splits val, such as"),
+        (["--evaluator", "{code}:score", "--metric", "select", "-o", "{code}"], 2, "exists"),
+        (["--evaluator", "{code}:absent"], 2, "has no function 'absent'"),
+    ],
+)
+def test_mistakes_are_explained(lawa, run, code, tmp_path, options, code_, message):
+    options = [option.format(code=code) for option in options]
+    finished = lawa("soup", run, "-o", tmp_path / "out", *options)
+    assert (finished.code, message in finished.err) == (code_, True), finished.err
+    assert not (tmp_path / "out").exists()
