@@ -148,5 +148,26 @@ def describe_step(step: StepPlan, slice_: Slice, batch_size: int) -> str:
     return "\n".join([*lines, line])
 
 
+def largest_batch(
+    step: StepPlan, half: StepPlan, slice_: Slice, batch_size: int, multiple: int
+) -> int:
+    """The largest batch of a step that should fit, by memory of a batch and of half of it.
+
+    Memory of activations grows with the batch, the rest stays; what XLA makes of it may differ by
+    some per cent, so compile the batch you choose.
+
+    Args:
+      step, half: compiled for `batch_size` samples and for half as many.
+      slice_: what for.
+      batch_size: samples on the whole slice.
+      multiple: of what a batch has to be.
+    """
+    growth = (step.memory - half.memory) / (batch_size / 2)
+    if growth <= 0:
+        return batch_size
+    fits = batch_size + (slice_.chip.memory - step.memory) / growth
+    return max(0, int(fits // multiple) * multiple)
+
+
 def _gib(size: float) -> str:
     return f"{size / 2**30:.3f} GiB"

@@ -1,6 +1,7 @@
 """What `--plan` of the training scripts prints: every step of a configuration on a TPU slice."""
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 
@@ -9,6 +10,7 @@ from lawa_jax.data.masking import max_targets
 from lawa_jax.data.text import dummy_text
 from lawa_jax.planning import plan, topology
 from lawa_jax.training.config import ImageConfig
+from lawa_jax.training.task import Task
 from lawa_jax.training.text_config import TextConfig
 from lawa_jax.training.wiring import image_task_of, load_images, text_task_of
 
@@ -31,13 +33,17 @@ def print_image_plan(config: ImageConfig, name: str) -> None:
     else:
         data = load_images(config)
     task = image_task_of(config, data, plan.placement(slice_))
-    train, evaluation = (
-        plan.batch_shapes(example, config.batch_size)
-        for example in (data.train[0], {**data.validation[0], "mask": np.asarray(True)})
-    )
+    train, evaluation = data.train[0], {**data.validation[0], "mask": np.asarray(True)}
     print(f"{config.arch}, batch {config.batch_size} on {len(slice_.devices)} x {slice_.name}")
-    for step in plan.plan_steps(task, slice_, train=train, evaluate=evaluation):
+    for step in plan.plan_steps(
+        task,
+        slice_,
+        train=plan.batch_shapes(train, config.batch_size),
+        evaluate=plan.batch_shapes(evaluation, config.batch_size),
+    ):
         print(plan.describe_step(step, slice_, config.batch_size), flush=True)
+        if step.name == "train":
+            _print_largest(task, slice_, train, step, config.batch_size, config.accumulate)
 
 
 def print_text_plan(config: TextConfig, name: str) -> None:
@@ -66,3 +72,22 @@ def print_text_plan(config: TextConfig, name: str) -> None:
     ):
         size = config.batch_size if step.name == "train" else rows
         print(plan.describe_step(step, slice_, size), flush=True)
+        if step.name == "train":
+            _print_largest(task, slice_, example, step, config.batch_size, config.accumulate)
+
+
+def _print_largest(
+    task: Task,
+    slice_: topology.Slice,
+    example: dict[str, Any],
+    step: plan.StepPlan,
+    batch_size: int,
+    accumulate: int,
+) -> None:
+    multiple = len(slice_.devices) * accumulate
+    if batch_size % (2 * multiple):
+        return
+    shapes = plan.batch_shapes(example, batch_size // 2)
+    (half,) = plan.plan_steps(task, slice_, train=shapes, evaluate=shapes, only=("train",))
+    largest = plan.largest_batch(step, half, slice_, batch_size, multiple)
+    print(f"  batches   up to about {largest:,} should fit, by this one and half of it", flush=True)

@@ -10,7 +10,7 @@ import jax
 import pytest
 
 from lawa_jax.planning.collectives import Collective
-from lawa_jax.planning.plan import StepPlan, describe_step
+from lawa_jax.planning.plan import StepPlan, describe_step, largest_batch
 from lawa_jax.planning.topology import CHIPS, Slice
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -26,7 +26,7 @@ import jax
 from lawa_jax.planning import plan, topology
 {setup}
 found = {{}}
-for step in plan.plan_steps(task, slice_, train=train, evaluate=train, only=("train", "average")):
+for step in plan.plan_steps(task, slice_, train=train, evaluate=train, only={only}):
     found[step.name] = {{
         "memory": step.memory, "flops": step.flops,
         "messages": [[m.operation, m.nbytes, m.shapes] for m in step.messages],
@@ -62,11 +62,12 @@ train = plan.batch_shapes(example, 128)
 """
 
 
-def compiled(setup):
+def compiled(setup, only=("train", "average")):
     import json
 
+    code = COMPILE.format(setup=setup, only=only)
     done = subprocess.run(
-        [sys.executable, "-c", COMPILE.format(setup=setup)], text=True, capture_output=True,
+        [sys.executable, "-c", code], text=True, capture_output=True,
         env={**os.environ, "PYTHONPATH": str(ROOT)}, timeout=1500, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
@@ -88,11 +89,28 @@ def test_a_step_is_bound_by_its_slowest_part():
     assert "DOES NOT FIT" in describe_step(large, slice_, 1000)
 
 
+def test_the_largest_batch_by_hand():
+    slice_ = Slice("v5e:2x2", CHIPS["v5e"], jax.devices())  # 16 GiB a chip
+    whole = StepPlan("train", 2 << 30, 4 << 30, 0, 0.0, 0.0, [], 0.0)
+    half = whole._replace(temporaries=2 << 30)
+    # 2 GiB and 4 GiB for 64 samples: 14 GiB hold 224 of them.
+    assert largest_batch(whole, half, slice_, 64, 4) == 224
+    assert largest_batch(whole, half, slice_, 64, 100) == 200
+    # What does not grow says nothing.
+    assert largest_batch(whole, whole, slice_, 64, 4) == 64
+
+
 @pytest.mark.tpu_aot
 @needs_libtpu
 @pytest.mark.parametrize("name", ["v5e:4x4", "v5e:16x16"])
 def test_resnet50_only_reduces(name):
-    found = compiled(RESNET.format(slice=name))
+    # Everything on the small slice; minutes on the large one.
+    every = ("train", "evaluate", "recalibrate", "average")
+    only = every if name == "v5e:4x4" else ("train", "average")
+    found = compiled(RESNET.format(slice=name), only)
+    for step in only:
+        assert {operation for operation, _, _ in found[step]["messages"]} <= {"all-reduce"}
+        assert found[step]["memory"] < CHIPS["v5e"].memory
     messages = found["train"]["messages"]
     # Data parallelism: gradients and BatchNorm moments are summed, nothing is gathered.
     assert {operation for operation, _, _ in messages} == {"all-reduce"}
