@@ -54,8 +54,8 @@ CHOOSE_FROM = 20
 class Arguments:
     """The study."""
 
-    seeds: tuple[int, ...] = (0, 1, 2)
-    """One run a seed and setting."""
+    seeds: tuple[int, ...] = ()
+    """One run a seed and setting; by default ten of digits, whose test set is small, three of text."""
     runs: Path = Path("runs/study")
     """Where runs and figures are kept."""
     wikitext2: Path | None = None
@@ -75,26 +75,29 @@ class Setting:
       script: in train/.
       flags: of it.
       ends: at which averages end.
+      seeds: of the runs.
     """
 
     title: str
     script: str
     flags: tuple[str, ...]
     ends: tuple[int, ...]
+    seeds: tuple[int, ...] = (0, 1, 2)
 
 
 def settings(arguments: Arguments) -> dict[str, Setting]:
-    digits = ("--config", "configs/resnet_digits.py")
+    digits, ten = ("--config", "configs/resnet_digits.py"), tuple(range(10))
     text = ("--config", "configs/roberta_tiny.py")
     found = {
         "digits-cosine": Setting(
-            "digits, cosine", "resnet_imagenet.py", digits, (10, 15, 20, 25, 30)
+            "digits, cosine", "resnet_imagenet.py", digits, (10, 15, 20, 25, 30), ten
         ),
         "digits-constant": Setting(
             "digits, constant",
             "resnet_imagenet.py",
             (*digits, "--schedule", "constant"),
             (10, 15, 20, 25, 30),
+            ten,
         ),
         "text-constant": Setting(
             "Python documentation, constant",
@@ -124,7 +127,11 @@ def settings(arguments: Arguments) -> dict[str, Setting]:
             (*wiki, "--schedule", "polynomial", "--total_updates", "1000"),
             (8, 12, 16, 20),
         )
-    return {name: s for name, s in found.items() if name in (arguments.settings or found)}
+    return {
+        name: dataclasses.replace(s, seeds=arguments.seeds or s.seeds)
+        for name, s in found.items()
+        if name in (arguments.settings or found)
+    }
 
 
 def train(arguments: Arguments, name: str, setting: Setting, seed: int) -> Path:
@@ -249,7 +256,7 @@ def figures(arguments: Arguments) -> list[dict[str, Any]]:
     known = {(r["setting"], r["seed"], r["end"], r["method"]) for r in rows}
     with path.open("a") as file:
         for name, setting in settings(arguments).items():
-            for seed in arguments.seeds:
+            for seed in setting.seeds:
                 run = train(arguments, name, setting, seed)
                 trained = Trained(run, setting.script.startswith("roberta"))
                 for end in setting.ends:
@@ -269,7 +276,8 @@ def figures(arguments: Arguments) -> list[dict[str, Any]]:
                         file.write(json.dumps(row) + "\n")
                         file.flush()
                     print(f"{name}, seed {seed}, end {end}", file=sys.stderr, flush=True)
-    return [r for r in rows if r["setting"] in settings(arguments) and r["seed"] in arguments.seeds]
+    chosen = settings(arguments)
+    return [r for r in rows if r["setting"] in chosen and r["seed"] in chosen[r["setting"]].seeds]
 
 
 def interval(values: list[float]) -> tuple[float, float]:
