@@ -55,7 +55,7 @@ class Arguments:
     """The study."""
 
     seeds: tuple[int, ...] = ()
-    """One run a seed and setting; by default ten of digits, whose test set is small, three of text."""
+    """One run a seed and setting; by default ten of digits, three of text."""
     runs: Path = Path("runs/study")
     """Where runs and figures are kept."""
     wikitext2: Path | None = None
