@@ -64,7 +64,9 @@ def initialize(
         ) from error
     group = current_group()
     if group.count > 1:
-        _watch = Watch(_client(), group.index, group.count, timeout=peer_timeout)
+        _watch = Watch(
+            _client(), group.index, group.count, timeout=peer_timeout, host=_coordinator_host()
+        )
     return group
 
 
@@ -105,6 +107,13 @@ def _client() -> Any:
     from jax._src import distributed
 
     return distributed.global_state.client
+
+
+def _coordinator_host() -> str | None:
+    from jax._src import distributed
+
+    address: str | None = getattr(distributed.global_state, "coordinator_address", None)
+    return None if address is None else address.rpartition(":")[0].strip("[]")
 
 
 @functools.cache

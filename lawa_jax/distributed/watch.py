@@ -13,9 +13,11 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from lawa_jax.distributed.lifeline import Door, hold
 from lawa_jax.errors import EXIT_RUN_FAILED
 
-_BEATS, _VERDICT = "lawa-watch/beat", "lawa-watch/verdict"
+_BEATS, _VERDICT, _DOOR = "lawa-watch/beat", "lawa-watch/verdict", "lawa-watch/door"
+_GONE = "process 0, which coordinates the others, is gone"
 
 
 class Watch:
@@ -23,13 +25,15 @@ class Watch:
 
     Every process counts up its own key; process 0 looks at all of them and, when one stands still
     for `timeout` seconds, writes a verdict that the others find at their next beat. When process 0
-    dies, the others can no longer reach the service.
+    dies, the others can no longer reach the service; where `host` is known, a connection that
+    breaks tells them at once.
 
     Args:
       client: of the coordination service.
       index: of this process.
       count: number of processes.
       timeout: seconds.
+      host: where the others find process 0; None leaves the connections out.
       end: called with the message in the end; by default it is printed and the process exits 1.
     """
 
@@ -40,6 +44,7 @@ class Watch:
         count: int,
         *,
         timeout: float,
+        host: str | None = None,
         end: Callable[[str], None] | None = None,
     ) -> None:
         self._client, self._index, self._count = client, index, count
@@ -48,6 +53,11 @@ class Watch:
         self._where = f"{socket.gethostname()}, pid {os.getpid()}"
         self._seen: dict[int, tuple[int, float, str]] = {}
         self._started = time.monotonic()
+        self._host = host
+        self._door: Door | None = None
+        if index == 0 and host is not None:
+            self._door = Door()
+            self._set(_DOOR, self._door.port)
         self._thread = threading.Thread(target=self._run, name="lawa-watch", daemon=True)
         self._thread.start()
 
@@ -56,6 +66,11 @@ class Watch:
         self._stopped.set()
         self._thread.join()
         self._set(f"{_BEATS}/{self._index}", [-1, self._where])
+        self._part()
+
+    def _part(self) -> None:
+        if self._door is not None:
+            self._door.close()
 
     def tell(self, reason: str) -> None:
         """Tell the others that this process ends, and why; give them time to hear it."""
@@ -69,6 +84,7 @@ class Watch:
         if self._index == 0:
             # The service ends with this process.
             time.sleep(2.5 * self._interval)
+        self._part()
 
     @property
     def _interval(self) -> float:
@@ -77,6 +93,7 @@ class Watch:
     def _run(self) -> None:
         beat = 0
         failing = 0.0
+        self._hold_on()
         while not self._stopped.wait(self._interval if beat else 0):
             beat += 1
             try:
@@ -88,13 +105,29 @@ class Watch:
                 failing = failing or time.monotonic()
                 if time.monotonic() - failing < min(3.0, self._timeout):
                     continue
-                verdict = "process 0, which coordinates the others, is gone"
+                verdict = _GONE
             if verdict and not self._stopped.is_set():
                 if self._index == 0:
                     # The others must read it before the service ends with this process.
                     time.sleep(2.5 * self._interval)
+                    self._part()
                 self._end(verdict)
                 return
+
+    def _hold_on(self) -> None:
+        if self._index == 0 or self._host is None:
+            return
+        wait = round(1000 * self._timeout)
+        try:
+            port = int(self._client.blocking_key_value_get(_DOOR, wait))
+        except RuntimeError:
+            return
+
+        def gone() -> None:
+            if not self._stopped.is_set():
+                self._end(_GONE)
+
+        hold(self._host, port, gone)
 
     def _look(self) -> str | None:
         if self._index == 0 and (dead := self._dead()):

@@ -100,6 +100,17 @@ def test_a_killed_process_stops_the_others_and_the_run_goes_on_with_another_numb
     assert not list((run / "resume").glob("*tmp*"))
 
 
+def test_the_death_of_process_0_is_told_by_the_others(start, tmp_path):
+    run = tmp_path / "run"
+    both = start([*DIGITS, "--epochs", 30, "--run_dir", run], 2, devices=1)
+    both.wait_for(run / "epochs" / "1")
+    both.kill(0)
+    assert both.wait(120) == [-signal.SIGKILL, 1], both.text()
+    message = both.logs[1].read_text()
+    assert "error: process 0, which coordinates the others, is gone; stopping" in message
+    assert "--resume" in message
+
+
 def test_a_mistake_of_one_is_the_message_of_all(start, tmp_path):
     command = [*DIGITS, "--epochs", 1, "--run_dir", tmp_path / "run", "--batch_size", 6]
     both = start(command, 2)
