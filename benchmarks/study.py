@@ -55,7 +55,7 @@ class Arguments:
     """The study."""
 
     seeds: tuple[int, ...] = ()
-    """One run a seed and setting; by default ten of digits, three of text."""
+    """One run a seed and setting; by default ten of digits, two or three of text."""
     runs: Path = Path("runs/study")
     """Where runs and figures are kept."""
     wikitext2: Path | None = None
@@ -116,16 +116,19 @@ def settings(arguments: Arguments) -> dict[str, Setting]:
         wiki = (
             *text,
             *("--dataset", "data_bin", "--data_dir", str(arguments.wikitext2.resolve())),
-            *("--epochs", "20", "--batch_size", "16", "--max_tokens", "512"),
+            *("--epochs", "10", "--batch_size", "16", "--max_tokens", "512"),
         )
+        # Ten minutes a run.
+        ends, two = (4, 6, 8, 10), (0, 1)
         found["wikitext2-constant"] = Setting(
-            "WikiText-2, constant", "roberta_wikitext.py", wiki, (8, 12, 16, 20)
+            "WikiText-2, constant", "roberta_wikitext.py", wiki, ends, two
         )
         found["wikitext2-decay"] = Setting(
             "WikiText-2, linear decay",
             "roberta_wikitext.py",
-            (*wiki, "--schedule", "polynomial", "--total_updates", "1000"),
-            (8, 12, 16, 20),
+            (*wiki, "--schedule", "polynomial", "--total_updates", "570"),
+            ends,
+            two,
         )
     return {
         name: dataclasses.replace(s, seeds=arguments.seeds or s.seeds)
