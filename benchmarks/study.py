@@ -1,7 +1,6 @@
 """Which averaging is best? Every method on small real runs, several seeds, as they come out.
 
-    python benchmarks/study.py --out docs/study            (digits and the embedded text)
-    python benchmarks/study.py --out docs/study --wikitext2 DATA_BIN
+    python benchmarks/study.py --out docs/study
 
 Trains with the training scripts (finished runs and figures are used again), and evaluates all
 methods at several ends of every run. The validation set is cut in two halves by rows: methods that
@@ -55,11 +54,9 @@ class Arguments:
     """The study."""
 
     seeds: tuple[int, ...] = ()
-    """One run a seed and setting; by default ten of digits, two or three of text."""
+    """One run a seed and setting; by default ten of digits, three of text."""
     runs: Path = Path("runs/study")
     """Where runs and figures are kept."""
-    wikitext2: Path | None = None
-    """A data-bin directory of WikiText-2, for two more settings (see docs/study.md)."""
     settings: tuple[str, ...] = ()
     """Only these."""
     out: Path = Path("docs/study")
@@ -112,24 +109,6 @@ def settings(arguments: Arguments) -> dict[str, Setting]:
             (20, 30, 40, 50, 60),
         ),
     }
-    if arguments.wikitext2 is not None:
-        wiki = (
-            *text,
-            *("--dataset", "data_bin", "--data_dir", str(arguments.wikitext2.resolve())),
-            *("--epochs", "10", "--batch_size", "16", "--max_tokens", "512"),
-        )
-        # Ten minutes a run.
-        ends, two = (4, 6, 8, 10), (0, 1)
-        found["wikitext2-constant"] = Setting(
-            "WikiText-2, constant", "roberta_wikitext.py", wiki, ends, two
-        )
-        found["wikitext2-decay"] = Setting(
-            "WikiText-2, linear decay",
-            "roberta_wikitext.py",
-            (*wiki, "--schedule", "polynomial", "--total_updates", "570"),
-            ends,
-            two,
-        )
     return {
         name: dataclasses.replace(s, seeds=arguments.seeds or s.seeds)
         for name, s in found.items()

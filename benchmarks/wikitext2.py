@@ -1,4 +1,4 @@
-"""WikiText-2 for the study: two small halves to hold out, cut between articles.
+"""WikiText-2 in small: what docs/roberta.md shows, with two halves to hold out.
 
     python benchmarks/wikitext2.py --train valid.txt --held_out test.txt --out DATA_BIN
 
