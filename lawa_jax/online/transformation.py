@@ -56,6 +56,8 @@ def watching(
         # Outside of the branch this is the very expression of the caller's `apply_updates`, which
         # XLA computes once: inside it would cost a pass and could be rounded differently (FMA).
         params = optax.apply_updates(params, updates)
-        return updates, jax.lax.cond(due, remember, lambda s, _: s, state, params)
+        # A loop of one turn or none, since XLA's CPU compiler copies what a `cond` passes through.
+        turns = due.astype(jnp.int32)
+        return updates, jax.lax.fori_loop(0, turns, lambda _, s: remember(s, params), state)
 
     return optax.GradientTransformation(init, update)
