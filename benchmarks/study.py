@@ -53,8 +53,8 @@ CHOOSE_FROM = 20
 class Arguments:
     """The study."""
 
-    seeds: tuple[int, ...] = ()
-    """One run a seed and setting; by default ten of digits, three of text."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """One run a seed and setting."""
     runs: Path = Path("runs/study")
     """Where runs and figures are kept."""
     settings: tuple[str, ...] = ()
@@ -72,29 +72,26 @@ class Setting:
       script: in train/.
       flags: of it.
       ends: at which averages end.
-      seeds: of the runs.
     """
 
     title: str
     script: str
     flags: tuple[str, ...]
     ends: tuple[int, ...]
-    seeds: tuple[int, ...] = (0, 1, 2)
 
 
 def settings(arguments: Arguments) -> dict[str, Setting]:
-    digits, ten = ("--config", "configs/resnet_digits.py"), tuple(range(10))
+    digits = ("--config", "configs/resnet_digits.py")
     text = ("--config", "configs/roberta_tiny.py")
     found = {
         "digits-cosine": Setting(
-            "digits, cosine", "resnet_imagenet.py", digits, (10, 15, 20, 25, 30), ten
+            "digits, cosine", "resnet_imagenet.py", digits, (10, 15, 20, 25, 30)
         ),
         "digits-constant": Setting(
             "digits, constant",
             "resnet_imagenet.py",
             (*digits, "--schedule", "constant"),
             (10, 15, 20, 25, 30),
-            ten,
         ),
         "text-constant": Setting(
             "Python documentation, constant",
@@ -109,11 +106,7 @@ def settings(arguments: Arguments) -> dict[str, Setting]:
             (20, 30, 40, 50, 60),
         ),
     }
-    return {
-        name: dataclasses.replace(s, seeds=arguments.seeds or s.seeds)
-        for name, s in found.items()
-        if name in (arguments.settings or found)
-    }
+    return {name: s for name, s in found.items() if name in (arguments.settings or found)}
 
 
 def train(arguments: Arguments, name: str, setting: Setting, seed: int) -> Path:
@@ -238,7 +231,7 @@ def figures(arguments: Arguments) -> list[dict[str, Any]]:
     known = {(r["setting"], r["seed"], r["end"], r["method"]) for r in rows}
     with path.open("a") as file:
         for name, setting in settings(arguments).items():
-            for seed in setting.seeds:
+            for seed in arguments.seeds:
                 run = train(arguments, name, setting, seed)
                 trained = Trained(run, setting.script.startswith("roberta"))
                 for end in setting.ends:
@@ -258,8 +251,8 @@ def figures(arguments: Arguments) -> list[dict[str, Any]]:
                         file.write(json.dumps(row) + "\n")
                         file.flush()
                     print(f"{name}, seed {seed}, end {end}", file=sys.stderr, flush=True)
-    chosen = settings(arguments)
-    return [r for r in rows if r["setting"] in chosen and r["seed"] in chosen[r["setting"]].seeds]
+    chosen, seeds = settings(arguments), arguments.seeds
+    return [r for r in rows if r["setting"] in chosen and r["seed"] in seeds]
 
 
 def interval(values: list[float]) -> tuple[float, float]:
