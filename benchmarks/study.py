@@ -343,7 +343,8 @@ def plot(rows: list[dict[str, Any]], chosen: dict[str, Setting], path: Path) -> 
         axes.set_xlabel("epoch at which the average ends")
         axes.set_ylabel("held-out loss against raw weights, %")
         axes.grid(alpha=0.3, axis="y")
-    figure.axes[0].legend(fontsize="small")
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(SHOWN), fontsize="small")
     figure.savefig(path, dpi=110)
 
 
