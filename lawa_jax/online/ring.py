@@ -76,9 +76,14 @@ def latest_weight_averaging(
 
 
 def _put(ring: PyTree, copies: PyTree, slot: Array) -> PyTree:
-    return jax.tree.map(
-        lambda r, p: jax.lax.dynamic_update_index_in_dim(r, p, slot, 0), ring, copies
-    )
+    # As bits, since XLA's CPU compiler would widen a whole bfloat16 ring to write one slot of it.
+    def put(ring: Array, copy: Array) -> Array:
+        floating = jnp.issubdtype(ring.dtype, jnp.floating)
+        bits = jnp.dtype(f"uint{8 * ring.itemsize}") if floating else ring.dtype
+        new = jax.lax.dynamic_update_index_in_dim(ring.view(bits), copy.view(bits), slot, 0)
+        return new.view(ring.dtype)
+
+    return jax.tree.map(put, ring, copies)
 
 
 def _put_on_host(ring: PyTree, copies: PyTree, slot: Array) -> PyTree:
