@@ -56,8 +56,12 @@ def watching(
         # Outside of the branch this is the very expression of the caller's `apply_updates`, which
         # XLA computes once: inside it would cost a pass and could be rounded differently (FMA).
         params = optax.apply_updates(params, updates)
-        # A loop of one turn or none, since XLA's CPU compiler copies what a `cond` passes through.
-        turns = due.astype(jnp.int32)
-        return updates, jax.lax.fori_loop(0, turns, lambda _, s: remember(s, params), state)
+
+        # A loop of one turn or none, since XLA's CPU compiler copies what a `cond` passes through;
+        # tied to the loop's counter, since it would convert the parameters before every loop.
+        def turn(i: Array, state: State) -> State:
+            return remember(state, jax.lax.optimization_barrier((params, i))[0])
+
+        return updates, jax.lax.fori_loop(0, due.astype(jnp.int32), turn, state)
 
     return optax.GradientTransformation(init, update)
