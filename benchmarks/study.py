@@ -9,6 +9,7 @@ choose (soup, best window, trainable) do it on one, and everything is reported o
 
 import dataclasses
 import json
+import math
 import statistics
 import subprocess
 import sys
@@ -53,8 +54,8 @@ CHOOSE_FROM = 20
 class Arguments:
     """The study."""
 
-    seeds: tuple[int, ...] = (0, 1, 2)
-    """One run a seed and setting."""
+    seeds: tuple[int, ...] = ()
+    """One run a seed and setting; ten of digits and three of text by default."""
     runs: Path = Path("runs/study")
     """Where runs and figures are kept."""
     settings: tuple[str, ...] = ()
@@ -72,38 +73,44 @@ class Setting:
       script: in train/.
       flags: of it.
       ends: at which averages end.
+      seeds: one run each.
     """
 
     title: str
     script: str
     flags: tuple[str, ...]
     ends: tuple[int, ...]
+    seeds: tuple[int, ...]
 
 
 def settings(arguments: Arguments) -> dict[str, Setting]:
     digits = ("--config", "configs/resnet_digits.py")
     text = ("--config", "configs/roberta_tiny.py")
+    few, many = arguments.seeds or tuple(range(3)), arguments.seeds or tuple(range(10))
     found = {
         "digits-cosine": Setting(
-            "digits, cosine", "resnet_imagenet.py", digits, (10, 15, 20, 25, 30)
+            "digits, cosine", "resnet_imagenet.py", digits, (10, 15, 20, 25, 30), many
         ),
         "digits-constant": Setting(
             "digits, constant",
             "resnet_imagenet.py",
             (*digits, "--schedule", "constant"),
             (10, 15, 20, 25, 30),
+            many,
         ),
         "text-constant": Setting(
             "Python documentation, constant",
             "roberta_wikitext.py",
             text,
             (20, 30, 40, 50, 60),
+            few,
         ),
         "text-decay": Setting(
             "Python documentation, linear decay",
             "roberta_wikitext.py",
             (*text, "--schedule", "polynomial", "--total_updates", "1440"),
             (20, 30, 40, 50, 60),
+            few,
         ),
     }
     return {name: s for name, s in found.items() if name in (arguments.settings or found)}
@@ -193,7 +200,10 @@ def methods(trained: Trained, end: int) -> Iterator[tuple[str, Callable[[], tupl
         if end >= 10:
             window = everything[-10:]
             yield f"{method} k=10", of(window, coefficients.of_method(method, window))
-    for method in ("ema:0.5", "ema:0.8", "ema:0.9", "power_ema:0.05", "power_ema:0.1"):
+    for method in (
+        *("ema:0.5", "ema:0.8", "ema:0.9", "power_ema:0.05", "power_ema:0.1"),
+        *("bema:0.2", "bema:0.4"),
+    ):
         yield f"{method}, all", of(everything, coefficients.of_method(method, everything))
     recent = everything[-CHOOSE_FROM:]
 
@@ -231,7 +241,7 @@ def figures(arguments: Arguments) -> list[dict[str, Any]]:
     known = {(r["setting"], r["seed"], r["end"], r["method"]) for r in rows}
     with path.open("a") as file:
         for name, setting in settings(arguments).items():
-            for seed in arguments.seeds:
+            for seed in setting.seeds:
                 run = train(arguments, name, setting, seed)
                 trained = Trained(run, setting.script.startswith("roberta"))
                 for end in setting.ends:
@@ -251,8 +261,8 @@ def figures(arguments: Arguments) -> list[dict[str, Any]]:
                         file.write(json.dumps(row) + "\n")
                         file.flush()
                     print(f"{name}, seed {seed}, end {end}", file=sys.stderr, flush=True)
-    chosen, seeds = settings(arguments), arguments.seeds
-    return [r for r in rows if r["setting"] in chosen and r["seed"] in seeds]
+    chosen = settings(arguments)
+    return [r for r in rows if r["setting"] in chosen and r["seed"] in chosen[r["setting"]].seeds]
 
 
 def interval(values: list[float]) -> tuple[float, float]:
@@ -263,14 +273,25 @@ def interval(values: list[float]) -> tuple[float, float]:
     return statistics.mean(values), float(scipy.stats.t.ppf(0.975, len(values) - 1)) * spread
 
 
-def differences(rows: list[dict[str, Any]], setting: str, end: int) -> dict[str, list[float]]:
-    """Relative difference of the loss to the raw weights of the same seed and end, in %."""
+def differences(
+    rows: list[dict[str, Any]], setting: str, end: int
+) -> dict[str, tuple[float, float, float]]:
+    """Loss against the raw weights of the same seed and end, in %: mean and 95 % interval.
+
+    Of the logarithms of ratios, so that halves and doubles weigh alike.
+    """
     here = [r for r in rows if r["setting"] == setting and r["end"] == end]
     raw = {r["seed"]: r["loss"] for r in here if r["method"] == "raw"}
     found: dict[str, list[float]] = {}
     for r in here:
-        found.setdefault(r["method"], []).append(100 * (r["loss"] / raw[r["seed"]] - 1))
-    return found
+        found.setdefault(r["method"], []).append(math.log(r["loss"] / raw[r["seed"]]))
+
+    def percent(values: list[float]) -> tuple[float, float, float]:
+        mean, half = interval(values)
+        low, middle, high = (100 * math.expm1(x) for x in (mean - half, mean, mean + half))
+        return middle, low, high
+
+    return {method: percent(values) for method, values in found.items()}
 
 
 def tables(rows: list[dict[str, Any]], chosen: dict[str, Setting]) -> str:
@@ -281,7 +302,7 @@ def tables(rows: list[dict[str, Any]], chosen: dict[str, Setting]) -> str:
         seeds = sorted({r["seed"] for r in rows if r["setting"] == name})
         parts.append(
             f"### {setting.title} learning rate\n\nSeeds {', '.join(map(str, seeds))}; difference "
-            "of the held-out loss to the raw weights in %, mean ± 95 % interval.\n\n"
+            "of the held-out loss to the raw weights in %: geometric mean (95 % interval).\n\n"
             f"| method | {' | '.join(f'epoch {end}' for end in ends)} |\n"
             f"| --- |{' ---: |' * len(ends)}"
         )
@@ -295,7 +316,7 @@ def tables(rows: list[dict[str, Any]], chosen: dict[str, Setting]) -> str:
         for method in dict.fromkeys(m for found in by_end for m in found):
             if method != "raw":
                 cells = [
-                    "{:+.1f} ± {:.1f}".format(*interval(found[method])) if method in found else ""
+                    "{:+.1f} ({:+.1f} to {:+.1f})".format(*found[method]) if method in found else ""
                     for found in by_end
                 ]
                 parts[-1] += f"\n| {method} | " + " | ".join(cells) + " |"
@@ -323,14 +344,14 @@ def plot(rows: list[dict[str, Any]], chosen: dict[str, Setting], path: Path) -> 
         width = (setting.ends[1] - setting.ends[0]) / (len(SHOWN) + 2)
         for number, (method, colour) in enumerate(SHOWN.items()):
             points = {
-                end: interval(found[method])
+                end: found[method]
                 for end in setting.ends
                 if method in (found := differences(rows, name, end))
             }
             axes.errorbar(
                 [end + (number - len(SHOWN) / 2) * width for end in points],
-                [m for m, _ in points.values()],
-                [h for _, h in points.values()],
+                [mean for mean, _, _ in points.values()],
+                np.array([(mean - low, high - mean) for mean, low, high in points.values()]).T,
                 fmt="o",
                 ms=4,
                 lw=1.2,
