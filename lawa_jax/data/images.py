@@ -148,16 +148,19 @@ def training_pixels(
     Raises:
       CorruptDataError: no image, or a damaged one.
     """
-    image = open_image(data)
-    left, top, width, height = random_crop_box(*image.size, rng, scale=scale)
+    # Opening a file costs as much as decoding some 10,000 pixels: once, when its end is known.
+    frame = jpeg.find_frame(data)
+    if frame is None:
+        image = open_image(data)
+        box = random_crop_box(*image.size, rng, scale=scale)
+    else:
+        box = random_crop_box(frame.width, frame.height, rng, scale=scale)
+        image = open_image(jpeg.keep_rows(data, frame, box[1] + box[3]))
+    left, top, width, height = box
     mirrored = rng.random() < 0.5
     factor = 1
-    if image.format == "JPEG":
-        # Opening the file again costs as much as decoding some 10,000 pixels.
-        if image.width * (image.height - top - height) > 16_384:
-            image = open_image(jpeg.keep_rows(data, top + height))
-        if shrink:
-            factor = next((f for f in (8, 4, 2) if min(width, height) >= f * size), 1)
+    if shrink and image.format == "JPEG":
+        factor = next((f for f in (8, 4, 2) if min(width, height) >= f * size), 1)
     if factor > 1:
         image.draft(None, (image.width // factor, image.height // factor))
     image = to_rgb(image)
@@ -168,13 +171,13 @@ def training_pixels(
         -(-(left + width) // factor),
         -(-(top + height) // factor),
     )
-    box = (
+    inner = (
         left / factor - outer[0],
         top / factor - outer[1],
         (left + width) / factor - outer[0],
         (top + height) / factor - outer[1],
     )
-    image = image.crop(outer).resize((size, size), Image.Resampling.BILINEAR, box=box)
+    image = image.crop(outer).resize((size, size), Image.Resampling.BILINEAR, box=inner)
     if mirrored:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     return np.asarray(image)

@@ -1,6 +1,7 @@
 """Decode no more of a JPEG file than is needed."""
 
 import struct
+from typing import NamedTuple
 
 # Start of frame, sequential Huffman: baseline and extended. Progressive files (0xC2) send every
 # row several times over and must be read to their end.
@@ -13,22 +14,36 @@ _START_OF_SCAN = 0xDA
 _CONTEXT = 16
 
 
-def keep_rows(data: bytes, rows: int) -> bytes:
-    """The JPEG file `data` with a lower height, so that decoding ends soon after `rows` rows.
+class Frame(NamedTuple):
+    """What a JPEG file's headers say.
 
-    Decoded, its first `rows` rows are bit for bit those of `data`. Random crops end at 84 % of the
-    height on average, and most of the time that decoding takes goes by rows. Files that cannot be
-    cut (progressive, several scans, damaged headers) come back as they are.
+    Attributes:
+      width: in pixels.
+      height: in pixels.
+      place: of the frame header in the file, in bytes.
+      unit: rows that are coded together.
+    """
+
+    width: int
+    height: int
+    place: int
+    unit: int
+
+
+def find_frame(data: bytes) -> Frame | None:
+    """The frame of a JPEG file that `keep_rows` can cut.
+
+    None for all others: progressive, several scans, damaged headers, no JPEG at all.
 
     Source: ITU-T T.81, B.2.2 (frame header) and B.2.3 (scan header).
     """
     try:
-        return _keep_rows(data, rows)
+        return _find_frame(data) if data.startswith(b"\xff\xd8") else None
     except IndexError:
-        return data
+        return None
 
 
-def _keep_rows(data: bytes, rows: int) -> bytes:
+def _find_frame(data: bytes) -> Frame | None:
     frame = components = 0
     place = 2  # after the start-of-image marker
     while True:
@@ -36,7 +51,7 @@ def _keep_rows(data: bytes, rows: int) -> bytes:
             place += 1
         marker = data[place + 1]
         if data[place] != 0xFF or marker in _OTHER_FRAMES:
-            return data
+            return None
         if marker in _SEQUENTIAL:
             frame, components = place, data[place + 9]
         if marker == _START_OF_SCAN:
@@ -44,11 +59,20 @@ def _keep_rows(data: bytes, rows: int) -> bytes:
         place += 2 + int.from_bytes(data[place + 2 : place + 4])
     # Its first scan must hold all components: otherwise there are further scans.
     if not components or data[place + 4] != components:
-        return data
-    height = int.from_bytes(data[frame + 5 : frame + 7])
+        return None
+    height, width = struct.unpack_from(">HH", data, frame + 5)
     sampling = max(data[frame + 11 + 3 * index] & 15 for index in range(components))
-    unit = 8 * max(1, sampling)
-    kept = -(-(rows + _CONTEXT) // unit) * unit
-    if kept >= height:
+    # A height of 0 is told after the scan only.
+    return Frame(width, height, frame, 8 * max(1, sampling)) if width and height else None
+
+
+def keep_rows(data: bytes, frame: Frame, rows: int) -> bytes:
+    """The JPEG file `data` with a lower height, so that decoding ends soon after `rows` rows.
+
+    Decoded, its first `rows` rows are bit for bit those of `data`. Random crops end at 84 % of the
+    height on average, and most of the time that decoding takes goes by rows.
+    """
+    kept = -(-(rows + _CONTEXT) // frame.unit) * frame.unit
+    if kept >= frame.height:
         return data
-    return data[: frame + 5] + struct.pack(">H", kept) + data[frame + 7 :]
+    return data[: frame.place + 5] + struct.pack(">H", kept) + data[frame.place + 7 :]

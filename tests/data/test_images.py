@@ -215,7 +215,16 @@ def test_training_pixels_are_the_box_resized(encoded):
     assert 4 <= mirrored <= 16
 
 
-@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"progressive": True},
+        {"subsampling": 0},
+        # Two pictures in one file: the first counts.
+        {"format": "MPO", "save_all": True, "append_images": [Image.new("RGB", (130, 700))]},
+    ],
+)
 def test_rows_below_the_box_make_no_difference(encoded, monkeypatch, options):
     data = encoded(130, 700, **options)
     whole = Image.open(io.BytesIO(data)).convert("RGB")

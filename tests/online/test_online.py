@@ -139,6 +139,29 @@ def test_inside_scan_and_multi_steps_and_hyperparameters():
     same(averaged_params(state), average(seen[-2:]))
 
 
+@pytest.mark.parametrize("dtype", [None, jnp.bfloat16])
+def test_only_one_slot_is_written_and_only_when_due(dtype):
+    params = {"w": jnp.ones((64, 32))}
+    optimizer = latest_weight_averaging(5, 100, dtype=dtype)
+
+    def update(state, params):
+        return optimizer.update(params, state, params)[1]
+
+    step = jax.jit(update, donate_argnums=0)
+    program = step.lower(optimizer.init(params), params).compile()
+    text = program.as_text()
+    kept = "bf16" if dtype else "f32"
+    assert f"{kept}[5,64,32]" in text
+    if dtype:
+        # The ring is not widened to be written to, nor the copy made before it is due.
+        assert "f32[5,64,32]" not in text
+        body = text[text.index("ENTRY") :]
+        assert "bf16[64,32]" not in body
+        assert "bf16[1,64,32]" not in body
+    # In place: not even a copy of two slots is made on the way.
+    assert program.memory_analysis().temp_size_in_bytes < 2 * params["w"].nbytes
+
+
 def test_copies_in_bfloat16_come_back_wider_on_request():
     optimizer = optax.chain(optax.sgd(0.01), latest_weight_averaging(2, dtype=jnp.bfloat16))
     seen, state = train(optimizer, 3)
