@@ -1,6 +1,7 @@
 """What `--plan` of the training scripts prints: every step of a configuration on a TPU slice."""
 
 import dataclasses
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -34,12 +35,17 @@ def print_image_plan(config: ImageConfig, name: str) -> None:
         data = load_images(config)
     task = image_task_of(config, data, plan.placement(slice_))
     train, evaluation = data.train[0], {**data.validation[0], "mask": np.asarray(True)}
+    part = config.batch_size // config.accumulate
+    turn = dataclasses.replace(config, batch_size=part, accumulate=1)
     print(f"{config.arch}, batch {config.batch_size} on {len(slice_.devices)} x {slice_.name}")
-    for step in plan.plan_steps(
+    for step in _steps(
         task,
+        image_task_of(turn, data, task.place),
         slice_,
         train=plan.batch_shapes(train, config.batch_size),
+        part=plan.batch_shapes(train, part),
         evaluate=plan.batch_shapes(evaluation, config.batch_size),
+        turns={"train": config.accumulate} if config.accumulate > 1 else {},
     ):
         print(plan.describe_step(step, slice_, config.batch_size), flush=True)
         if step.name == "train":
@@ -62,18 +68,48 @@ def print_text_plan(config: TextConfig, name: str) -> None:
         "masked_positions": np.zeros(max_targets(config.max_tokens), np.int32),
         "targets": np.zeros(max_targets(config.max_tokens), np.int32),
     }
-    rows = config.eval_batch_size or config.batch_size // config.accumulate
+    part = config.batch_size // config.accumulate
+    turn = dataclasses.replace(config, batch_size=part, accumulate=1, scan=False)
+    turns = {"train": config.accumulate, "evaluate": 1} if config.scan else {}
+    if config.accumulate > 1:
+        turns["train"] = config.accumulate
+    rows = config.eval_batch_size or part
     print(f"batch {config.batch_size} on {len(slice_.devices)} x {slice_.name}, fsdp {config.fsdp}")
-    for step in plan.plan_steps(
+    for step in _steps(
         task,
+        text_task_of(turn, data, task.place),
         slice_,
         train=plan.batch_shapes(example, config.batch_size),
+        part=plan.batch_shapes(example, part),
         evaluate=plan.batch_shapes(example, rows),
+        turns=turns,
     ):
         size = config.batch_size if step.name == "train" else rows
         print(plan.describe_step(step, slice_, size), flush=True)
         if step.name == "train":
             _print_largest(task, slice_, example, step, config.batch_size, config.accumulate)
+
+
+def _steps(
+    task: Task,
+    turn: Task,
+    slice_: topology.Slice,
+    *,
+    train: dict[str, Any],
+    part: dict[str, Any],
+    evaluate: dict[str, Any],
+    turns: dict[str, int],
+) -> Iterator[plan.StepPlan]:
+    """The steps of `task`; the cost of those in `turns` is that of so many of `turn`'s.
+
+    XLA counts the body of a loop once: layers that are scanned, parts that are accumulated.
+    """
+    for step in plan.plan_steps(task, slice_, train=train, evaluate=evaluate):
+        if step.name in turns:
+            only = (step.name,)
+            (body,) = plan.plan_steps(turn, slice_, train=part, evaluate=evaluate, only=only)
+            step = plan.repeated(step, body, turns[step.name])
+        yield step
 
 
 def _print_largest(

@@ -1,5 +1,6 @@
 """Compiling for TPU slices that are not there."""
 
+import dataclasses
 import importlib.util
 import os
 import subprocess
@@ -9,9 +10,12 @@ from pathlib import Path
 import jax
 import pytest
 
+from lawa_jax.planning import plan, scripts, topology
 from lawa_jax.planning.collectives import Collective
 from lawa_jax.planning.plan import StepPlan, describe_step, largest_batch
 from lawa_jax.planning.topology import CHIPS, Slice
+from lawa_jax.training.config import ImageConfig
+from lawa_jax.training.text_config import TextConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 needs_libtpu = pytest.mark.skipif(
@@ -98,6 +102,49 @@ def test_the_largest_batch_by_hand():
     assert largest_batch(whole, half, slice_, 64, 100) == 200
     # What does not grow says nothing.
     assert largest_batch(whole, whole, slice_, 64, 4) == 64
+
+
+@pytest.fixture
+def printed(monkeypatch):
+    """The steps that are printed, compiled for one CPU."""
+    slice_ = Slice("v5e:1x1", CHIPS["v5e"], jax.devices()[:1])
+    monkeypatch.setattr(topology, "describe", lambda name: slice_)
+    steps = []
+    monkeypatch.setattr(scripts, "_print_largest", lambda *_: None)
+    monkeypatch.setattr(plan, "describe_step", lambda step, *_: steps.append(step) or "")
+    return steps
+
+
+def test_what_is_in_a_loop_counts_every_turn(printed):
+    config = TextConfig(
+        dataset="dummy",
+        layers=2,
+        width=32,
+        ffn_width=64,
+        heads=2,
+        max_tokens=32,
+        vocab_size=300,
+        batch_size=64,
+    )
+    looped = dataclasses.replace(config, scan=True, accumulate=4)
+    for one in (config, looped):
+        scripts.print_text_plan(one, "v5e:1x1")
+    (whole, evaluated, _), (turns, evaluated_part, _) = printed[:3], printed[3:]
+    assert whole.name == turns.name == "train"
+    # Not an eighth. The optimizer's update is in every turn.
+    assert whole.flops < turns.flops < 1.2 * whole.flops
+    # A part of the batch.
+    assert evaluated_part.flops == pytest.approx(evaluated.flops / 4, rel=0.02)
+
+
+def test_accumulated_images_count_every_turn(printed):
+    config = ImageConfig(
+        dataset="dummy", arch="resnet18", image_size=64, batch_size=8, dummy_classes=10
+    )
+    for one in (config, dataclasses.replace(config, accumulate=2)):
+        scripts.print_image_plan(one, "v5e:1x1")
+    whole, turns = (step for step in printed if step.name == "train")
+    assert whole.flops < turns.flops < 1.2 * whole.flops
 
 
 @pytest.mark.tpu_aot
