@@ -103,12 +103,14 @@ def run(
 
 def _work_in_threads(threads: int, work: Callable[[], None], tasks: "_Tasks") -> None:
     with ThreadPoolExecutor(threads, thread_name_prefix="lawa-average") as pool:
-        futures = [pool.submit(work) for _ in range(threads)]
         try:
+            futures = [pool.submit(work) for _ in range(threads)]
             wait(futures, return_when=FIRST_EXCEPTION)
         except BaseException:
-            # Ctrl-C or SIGTERM arrive here: let the workers stop at their next block.
+            # Ctrl-C or SIGTERM arrive here: let the workers stop at their next block. The pool
+            # waits for them, but not for one that was just being started.
             tasks.stop()
+            tasks.wait()
             raise
         for future in futures:
             future.result()
@@ -142,6 +144,7 @@ class _Tasks:
         self._needs, self._room = plan.large, plan.room
         self._large = blocks(plan.large)
         self._small = blocks(name for name in plan.specs if name not in plan.large)
+        self._in_work = 0
         self._changed = threading.Condition()
 
     def take(self) -> Task | None:
@@ -151,8 +154,10 @@ class _Tasks:
                 if self._large and self._needs[self._large[0][0]] <= self._room:
                     task = self._large.popleft()
                     self._room -= self._needs[task[0]]
+                    self._in_work += 1
                     return task
                 if self._small:
+                    self._in_work += 1
                     return self._small.popleft()
                 if not self._large:
                     return None
@@ -161,6 +166,7 @@ class _Tasks:
     def done(self, task: Task) -> None:
         """Give a block's memory back."""
         with self._changed:
+            self._in_work -= 1
             self._room += self._needs.get(task[0], 0)
             self._changed.notify_all()
 
@@ -170,6 +176,11 @@ class _Tasks:
             self._large.clear()
             self._small.clear()
             self._changed.notify_all()
+
+    def wait(self) -> None:
+        """Until no block is in work."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._in_work == 0)
 
 
 class _Buffers:
