@@ -148,20 +148,20 @@ def training_pixels(
     Raises:
       CorruptDataError: no image, or a damaged one.
     """
-    # Opening a file costs as much as decoding some 10,000 pixels: once, when its end is known.
     frame = jpeg.find_frame(data)
     if frame is None:
         image = open_image(data)
-        box = random_crop_box(*image.size, rng, scale=scale)
+        extent, scalable = image.size, image.format == "JPEG"
     else:
-        box = random_crop_box(frame.width, frame.height, rng, scale=scale)
-        image = open_image(jpeg.keep_rows(data, frame, box[1] + box[3]))
-    left, top, width, height = box
+        extent, scalable = (frame.width, frame.height), True
+    left, top, width, height = random_crop_box(*extent, rng, scale=scale)
     mirrored = rng.random() < 0.5
     factor = 1
-    if shrink and image.format == "JPEG":
+    if shrink and scalable:
         factor = next((f for f in (8, 4, 2) if min(width, height) >= f * size), 1)
-    if factor > 1:
+    if frame is not None:
+        image = jpeg.decode(data, frame, top + height, factor)
+    elif factor > 1:
         image.draft(None, (image.width // factor, image.height // factor))
     image = to_rgb(image)
     # Cut out before resizing, so that nothing outside of the box bleeds in.

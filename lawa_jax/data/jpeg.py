@@ -1,7 +1,12 @@
 """Decode no more of a JPEG file than is needed."""
 
+import math
 import struct
 from typing import NamedTuple
+
+from PIL import Image
+
+from lawa_jax.errors import CorruptDataError
 
 # Start of frame, sequential Huffman: baseline and extended. Progressive files (0xC2) send every
 # row several times over and must be read to their end.
@@ -13,6 +18,10 @@ _START_OF_SCAN = 0xDA
 # decoded at an eighth of the size.
 _CONTEXT = 16
 
+# Components, and what Pillow makes of them: mode of the image, and how the decoder's rows become it
+# (it takes four to be Adobe's inverted CMYK).
+_MODES = {1: ("L", "L"), 3: ("RGB", "RGB"), 4: ("CMYK", "CMYK;I")}
+
 
 class Frame(NamedTuple):
     """What a JPEG file's headers say.
@@ -22,18 +31,21 @@ class Frame(NamedTuple):
       height: in pixels.
       place: of the frame header in the file, in bytes.
       unit: rows that are coded together.
+      components: 1 (grey), 3 (colours) or 4 (CMYK).
     """
 
     width: int
     height: int
     place: int
     unit: int
+    components: int
 
 
 def find_frame(data: bytes) -> Frame | None:
-    """The frame of a JPEG file that `keep_rows` can cut.
+    """The frame of a JPEG file that `keep_rows` can cut and `decode` decode.
 
-    None for all others: progressive, several scans, damaged headers, no JPEG at all.
+    None for all others: progressive, several scans, not 8 bits deep, so large that Pillow wants to
+    warn of it, damaged headers, no JPEG at all.
 
     Source: ITU-T T.81, B.2.2 (frame header) and B.2.3 (scan header).
     """
@@ -58,12 +70,14 @@ def _find_frame(data: bytes) -> Frame | None:
             break
         place += 2 + int.from_bytes(data[place + 2 : place + 4])
     # Its first scan must hold all components: otherwise there are further scans.
-    if not components or data[place + 4] != components:
+    if components not in _MODES or data[place + 4] != components or data[frame + 4] != 8:
         return None
     height, width = struct.unpack_from(">HH", data, frame + 5)
     sampling = max(data[frame + 11 + 3 * index] & 15 for index in range(components))
     # A height of 0 is told after the scan only.
-    return Frame(width, height, frame, 8 * max(1, sampling)) if width and height else None
+    if not width or not height or width * height > (Image.MAX_IMAGE_PIXELS or math.inf):
+        return None
+    return Frame(width, height, frame, 8 * max(1, sampling), components)
 
 
 def keep_rows(data: bytes, frame: Frame, rows: int) -> bytes:
@@ -76,3 +90,31 @@ def keep_rows(data: bytes, frame: Frame, rows: int) -> bytes:
     if kept >= frame.height:
         return data
     return data[: frame.place + 5] + struct.pack(">H", kept) + data[frame.place + 7 :]
+
+
+def decode(data: bytes, frame: Frame, rows: int, factor: int = 1) -> Image.Image:
+    """At least the first `rows` rows of a JPEG file, all if fewer, as Pillow would decode them.
+
+    The headers, which Pillow's `Image.open` reads in Python, have been read already: in threads
+    that share one interpreter that is what they wait for.
+
+    Args:
+      data: the file's bytes.
+      frame: what `find_frame` found in them.
+      rows: counted at full size.
+      factor: 1, 2, 4 or 8: decode at this fraction of the size, as `Image.draft`.
+
+    Returns:
+      An image of mode L, RGB or CMYK.
+
+    Raises:
+      CorruptDataError: the pixels are truncated or damaged.
+    """
+    cut = keep_rows(data, frame, rows)
+    (height,) = struct.unpack_from(">H", cut, frame.place + 5)
+    size = (-(-frame.width // factor), -(-height // factor))
+    mode, packed = _MODES[frame.components]
+    try:
+        return Image.frombytes(mode, size, cut, "jpeg", packed, "", factor, 0)
+    except ValueError as error:
+        raise CorruptDataError(f"the pixels cannot be decoded ({error})") from error

@@ -98,7 +98,10 @@ DAMAGED = {
     "empty": (lambda data: b"", "the file is empty"),
     "text": (lambda data: b"404 not found\n" * 9, "not an image that Pillow can open"),
     "header only": (lambda data: data[:2], "not an image that Pillow can open"),
-    "truncated": (lambda data: data[: len(data) // 2], "the pixels cannot be decoded .*truncated"),
+    "truncated": (
+        lambda data: data[: len(data) // 2],
+        "cannot be decoded .*(truncated|not enough)",
+    ),
 }
 
 
@@ -239,16 +242,22 @@ def test_rows_below_the_box_make_no_difference(encoded, monkeypatch, options):
         np.testing.assert_array_equal(pixels, np.asarray(cut))
 
 
-def test_shrinking_on_load(encoded, monkeypatch):
-    data = encoded(800, 600, quality=95)
+@pytest.mark.parametrize("progressive", [False, True])
+def test_shrinking_on_load(encoded, monkeypatch, progressive):
+    data = encoded(800, 600, quality=95, progressive=progressive)
     factors = []
-    original = JpegImagePlugin.JpegImageFile.draft
+    draft, decode = JpegImagePlugin.JpegImageFile.draft, images.jpeg.decode
 
-    def spy(self, mode, size):
+    def spy_draft(self, mode, size):
         factors.append(round(self.width / size[0]))
-        return original(self, mode, size)
+        return draft(self, mode, size)
 
-    monkeypatch.setattr(JpegImagePlugin.JpegImageFile, "draft", spy)
+    def spy_decode(data, frame, rows, factor):
+        factors.extend([factor] * (factor > 1))
+        return decode(data, frame, rows, factor)
+
+    monkeypatch.setattr(JpegImagePlugin.JpegImageFile, "draft", spy_draft)
+    monkeypatch.setattr(images.jpeg, "decode", spy_decode)
     for size, factor in (
         (600, 1),
         (301, 1),
