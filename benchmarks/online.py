@@ -45,7 +45,7 @@ class Arguments:
     """What to measure."""
 
     model: Literal["roberta", "resnet"] = "roberta"
-    """Tiny RoBERTa (1.1M parameters), or ResNet-18 (11.7M)."""
+    """Tiny RoBERTa (0.2M parameters), or ResNet-18 (11.7M)."""
     k: int = 5
     """Copies in the ring."""
     every: int = 100

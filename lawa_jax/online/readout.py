@@ -30,14 +30,15 @@ def averaged_params(
     with nothing stored the result is the parameters that the state was made from.
 
     Args:
-      opt_state: of an optimizer that holds exactly one such transformation, however deep.
+      opt_state: of an optimizer that holds exactly one such transformation, however deep; of one
+        with several, the state of the wanted one: ``averaged_params(opt_state[-2])``.
       kind: "uniform", "linear", "ema:0.9" or "decay:1-sqrt": how a ring's copies are weighed.
       k: number of copies that the ring is expected to have, checked if given.
       dtype: of the result's floating-point leaves; the copies' by default.
 
     Raises:
       SelectionError: none or several such states, one that is not last in its chain, one with
-        another k, or (outside of jit) nothing stored yet.
+        another k, a kind or k for what is no ring, or (outside of jit) nothing stored yet.
     """
     state = _find(opt_state)
     traced = isinstance(state.stored, jax.core.Tracer)
@@ -47,9 +48,18 @@ def averaged_params(
             "first multiple of `every` from `start` on"
         )
     if not isinstance(state, RingState):
+        if kind != "uniform" or k is not None:
+            raise SelectionError(
+                f"kind={kind!r} and k={k} are for latest_weight_averaging; the optimizer holds one "
+                "running average, which was weighed in training"
+            )
         mean = state.mean if isinstance(state, RunningState) else state.corrected
-        return jax.tree.map(lambda m: _as(m, dtype), mean)
-    held = jax.tree.leaves(state.ring)[0].shape[0]
+        # Copies: the next training step may donate the state.
+        return jax.tree.map(lambda m: jnp.array(_as(m, dtype), copy=True), mean)
+    copies = jax.tree.leaves(state.ring)
+    if not copies:
+        raise SelectionError("the averaging transformation was given no parameters (all masked?)")
+    held = copies[0].shape[0]
     if k is not None and k != held:
         raise SelectionError(
             f"the optimizer state was made with k={held}, expected k={k}; begin a new ring with "
@@ -59,13 +69,19 @@ def averaged_params(
 
 
 def restart_from_average(
-    optimizer: optax.GradientTransformation, opt_state: Any, *, reset: bool = True
+    optimizer: optax.GradientTransformation,
+    opt_state: Any,
+    *,
+    params: PyTree | None = None,
+    reset: bool = True,
 ) -> tuple[PyTree, Any]:
     """Parameters set to the average, and the optimizer state to go on with.
 
     Args:
       optimizer: the whole optimizer.
       opt_state: its state.
+      params: the present parameters. The average is given their dtypes, and what an `optax.masked`
+        keeps from being averaged is taken from them. Needed where copies are kept in another dtype.
       reset: begin with fresh optimizer state (momentum belongs to the weights that were left);
         otherwise it is returned as it is, the ring included.
 
@@ -73,10 +89,27 @@ def restart_from_average(
       ``(params, opt_state)``.
 
     Raises:
-      SelectionError: see `averaged_params`.
+      SelectionError: see `averaged_params`; parameters that are masked, and `params` not given.
     """
-    params = averaged_params(opt_state)
-    return params, optimizer.init(params) if reset else opt_state
+    mean = averaged_params(opt_state)
+    if params is not None:
+        mean = jax.tree.map(_filled, mean, params, is_leaf=_is_masked)
+    elif any(map(_is_masked, jax.tree.leaves(mean, is_leaf=_is_masked))):
+        raise SelectionError(
+            "some parameters are masked and have no average; give the present ones as params="
+        )
+    return mean, optimizer.init(mean) if reset else opt_state
+
+
+def _is_masked(node: Any) -> bool:
+    return isinstance(node, optax.MaskedNode)
+
+
+def _filled(mean: Any, present: PyTree) -> PyTree:
+    # Copies, as all of an average is: the next training step may donate what it is given.
+    if _is_masked(mean):
+        return jax.tree.map(lambda p: jnp.array(p, copy=True), present)
+    return mean.astype(present.dtype)
 
 
 def _mean(state: RingState, k: int, kind: str, dtype: Any) -> PyTree:
@@ -137,6 +170,7 @@ def _find(opt_state: Any) -> RingState | RunningState | CorrectedState:
         raise SelectionError(
             "expected one averaging transformation in the optimizer state, found "
             f"{len(found)}: {[type(f).__name__ for f in found]}"
+            + ("; give the state of one of them, such as opt_state[-1]" if found else "")
         )
     if type(opt_state) is tuple and any(s is found[0] for s in opt_state[:-1]):
         raise SelectionError(

@@ -47,7 +47,8 @@ def latest_weight_averaging(
         serves runs with and without averaging.
 
     Raises:
-      SelectionError: k or every below 1, start below 0; update without parameters.
+      SelectionError: k or every below 1, start below 0; update without parameters, or with a
+        state that was made with another k.
     """
     check(k=(k, 1), every=(every, 1), start=(start, 0))
     if memory not in ("device", "host"):
@@ -67,6 +68,15 @@ def latest_weight_averaging(
         return RingState(zero(), zero(), jax.tree.map(slots, params))
 
     def remember(state: RingState, params: PyTree) -> RingState:
+        # Orbax restores any shape that was saved, and a slot beyond the ring's end would be clamped
+        # into its last one.
+        held = {leaf.shape[0] for leaf in jax.tree.leaves(state.ring)}
+        if held - {k}:
+            raise SelectionError(
+                f"the optimizer state was made with k={', '.join(map(str, sorted(held)))}, this "
+                f"optimizer with k={k}; go on with the same k, or begin a new ring with "
+                "optimizer.init"
+            )
         slot = state.stored % k
         copies = jax.tree.map(lambda r, p: p.astype(r.dtype), state.ring, params)
         ring = (_put_on_host if on_host else _put)(state.ring, copies, slot)

@@ -5,6 +5,7 @@ from typing import Any, Protocol, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Int
 
@@ -25,8 +26,8 @@ State = TypeVar("State", bound=Any)
 def check(**bounds: tuple[int, int]) -> None:
     """``check(k=(k, 1))``: k is an integer of at least 1."""
     for name, (found, least) in bounds.items():
-        if found != int(found) or found < least:
-            raise SelectionError(f"{name}: expected an integer >= {least}, found {found}")
+        if not isinstance(found, int | np.integer) or isinstance(found, bool) or found < least:
+            raise SelectionError(f"{name}: expected an integer >= {least}, found {found!r}")
 
 
 def zero() -> Array:

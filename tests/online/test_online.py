@@ -1,5 +1,7 @@
 """Rings and running averages of parameters inside optax chains."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -253,9 +255,115 @@ def test_restart_from_the_average():
     assert kept is state
 
 
+def test_restart_keeps_dtypes_and_what_is_masked():
+    masked = optax.masked(latest_weight_averaging(2, dtype=jnp.bfloat16), {"w": True, "b": False})
+    optimizer = optax.chain(optax.adam(0.1), masked)
+    seen, state = train(optimizer, 4)
+    with pytest.raises(SelectionError, match="masked and have no average; give the present"):
+        restart_from_average(optimizer, state)
+    params, fresh = restart_from_average(optimizer, state, params=seen[-1])
+    assert params["w"].dtype == jnp.float32
+    np.testing.assert_allclose(params["w"], average(seen[-2:])["w"], rtol=2**-7)
+    same(params["b"], seen[-1]["b"])
+    assert {leaf.dtype for leaf in jax.tree.leaves(fresh[0][0].mu)} == {jnp.dtype(jnp.float32)}
+
+
+@pytest.mark.parametrize(
+    "averaging",
+    [
+        exponential_average(0.5),
+        power_average(3.0),
+        bias_corrected_average(),
+        latest_weight_averaging(2),
+    ],
+)
+def test_what_is_read_outlives_a_step_that_donates(averaging):
+    optimizer = optax.chain(optax.sgd(0.1), averaging)
+
+    @partial(jax.jit, donate_argnums=(0, 1))
+    def step(params, state):
+        updates, state = optimizer.update(jax.tree.map(jnp.ones_like, params), state, params)
+        return optax.apply_updates(params, updates), state
+
+    params = jax.tree.map(jnp.array, PARAMS)
+    params, state = step(params, optimizer.init(params))
+    mean = averaged_params(state)
+    before = jax.tree.map(np.array, mean)
+    params, state = step(*restart_from_average(optimizer, state, params=params, reset=False))
+    same(mean, before)
+
+
+@pytest.mark.parametrize("memory", ["device", "host"])
+@pytest.mark.parametrize(("saved", "wanted"), [(3, 5), (5, 3)])
+def test_a_state_of_another_k_is_refused(saved, wanted, memory):
+    # Orbax's PyTreeCheckpointer restores the shapes that were saved, whatever it is given.
+    _, state = train(latest_weight_averaging(saved, memory=memory), 4)
+    optimizer = latest_weight_averaging(wanted, memory=memory)
+    params = jax.tree.map(jnp.asarray, PARAMS)
+    with pytest.raises(
+        SelectionError, match=f"made with k={saved}, this optimizer with k={wanted}"
+    ):
+        jax.jit(optimizer.update)(params, state, params)
+
+
+@pytest.mark.parametrize(
+    "make", [partial(exponential_average, 0.999), partial(power_average, 999.0)]
+)
+def test_a_running_average_of_bfloat16_does_not_stall(make):
+    ones = {"w": jnp.ones(2, jnp.bfloat16)}
+
+    @jax.jit
+    def many(state):
+        turn = lambda _, s: averaging.update(jax.tree.map(jnp.zeros_like, ones), s, ones)[1]  # noqa: E731
+        return jax.lax.fori_loop(0, 5000, turn, state)
+
+    averaging = make()
+    zeros = jax.tree.map(jnp.zeros_like, ones)
+    _, state = averaging.update(zeros, averaging.init(zeros), zeros)
+    mean = averaged_params(many(state))
+    assert mean["w"].dtype == jnp.float32
+    assert float(mean["w"][0]) > 0.99
+    # In bfloat16 on request.
+    averaging = make(dtype=jnp.bfloat16)
+    assert averaging.init(zeros).mean["w"].dtype == jnp.bfloat16
+
+
+def test_switched_off_running_averages_keep_nothing():
+    for averaging in (
+        exponential_average(0.5, enabled=False),
+        power_average(3.0, enabled=False),
+        bias_corrected_average(enabled=False),
+    ):
+        assert not jax.tree.leaves(averaging.init(PARAMS))
+
+
+def test_of_two_averages_each_can_be_read():
+    optimizer = optax.chain(optax.sgd(0.1), exponential_average(0.5), latest_weight_averaging(1))
+    seen, state = train(optimizer, 3)
+    same(averaged_params(state[-1]), seen[-1])
+    assert np.any(averaged_params(state[-2])["w"] != seen[-1]["w"])
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
+        (lambda: latest_weight_averaging(2.0), "k: expected an integer >= 1, found 2.0"),
+        (lambda: latest_weight_averaging(float("nan")), "k: expected an integer >= 1, found nan"),
+        (lambda: latest_weight_averaging(None), "k: expected an integer >= 1, found None"),
+        (
+            lambda: averaged_params(train(exponential_average(0.5), 1)[1], k=3),
+            "are for latest_weight_averaging",
+        ),
+        (
+            lambda: averaged_params(train(exponential_average(0.5), 1)[1], kind="linear"),
+            "are for latest_weight_averaging",
+        ),
+        (
+            lambda: averaged_params(
+                train(optax.masked(latest_weight_averaging(2), {"w": False, "b": False}), 2)[1]
+            ),
+            "given no parameters",
+        ),
         (lambda: latest_weight_averaging(0), "k: expected an integer >= 1, found 0"),
         (lambda: latest_weight_averaging(1, 0), "every: expected an integer >= 1, found 0"),
         (lambda: exponential_average(1.0), "decay: expected in"),
@@ -339,6 +447,10 @@ def test_with_an_nnx_optimizer():
     same(nnx.to_pure_dict(mean), average(seen[-2:]))
     nnx.update(model, mean)
     same(nnx.to_pure_dict(nnx.state(model, nnx.Param)), average(seen[-2:]))
+    # Going on from it, as docs/online.md says.
+    optimizer = nnx.Optimizer(model, optimizer.tx, wrt=nnx.Param)
+    step(model, optimizer, jnp.ones((4, 3)))
+    assert int(optimizer.opt_state[-1].updates.get_value()) == 1
 
 
 def test_with_a_linen_train_state():
