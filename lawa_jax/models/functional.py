@@ -9,7 +9,10 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from flax import nnx
+
+from lawa_jax.errors import TreeMismatchError
 
 Model = dict[str, Any]
 
@@ -82,7 +85,11 @@ def functional(build: Callable[[nnx.Rngs], nnx.Module]) -> Functional:
 def _filled(state: Any, values: dict[str, Any]) -> Any:
     """A copy of an abstract state holding `values`, whose string keys are matched to its own.
 
-    `nnx.merge` keeps old values silently where keys differ in type, so a difference is an error.
+    `nnx.merge` keeps old values silently where keys differ in type, and an output layer for other
+    classes computes nonsense without complaint, so a difference is an error.
+
+    Raises:
+      TreeMismatchError: leaves or shapes differ.
     """
     flat = nnx.to_flat_state(state)
     leaves = {
@@ -92,7 +99,19 @@ def _filled(state: Any, values: dict[str, Any]) -> Any:
     wanted = {tuple(map(str, path)) for path, _ in flat}
     if wanted != leaves.keys():
         odd = sorted("/".join(keys) for keys in wanted ^ leaves.keys())
-        raise ValueError(f"model dict and module differ in {len(odd)} leaves, first {odd[0]!r}")
+        whose = "the module" if tuple(odd[0].split("/")) in wanted else "the weights"
+        raise TreeMismatchError(
+            f"these weights are of another model: they differ in {len(odd)} leaves, first "
+            f"{odd[0]!r}, which only {whose} has; choose the architecture they were trained with"
+        )
+    for path, variable in flat:
+        expected, found = variable.get_value().shape, np.shape(leaves[tuple(map(str, path))])
+        if expected != found:
+            raise TreeMismatchError(
+                f"these weights are of another model: leaf {'/'.join(map(str, path))!r} has shape "
+                f"{found}, expected {expected}; choose the architecture and the data (number of "
+                "classes, vocabulary) they were trained with"
+            )
     return nnx.from_flat_state(
         [(path, variable.replace(leaves[tuple(map(str, path))])) for path, variable in flat]
     )

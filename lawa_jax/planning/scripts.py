@@ -13,6 +13,7 @@ from lawa_jax.planning import plan, topology
 from lawa_jax.training.config import ImageConfig
 from lawa_jax.training.task import Task
 from lawa_jax.training.text_config import TextConfig
+from lawa_jax.training.text_task import evaluated_rows
 from lawa_jax.training.wiring import image_task_of, load_images, text_task_of
 
 # Of RoBERTa's published dictionary.
@@ -73,7 +74,7 @@ def print_text_plan(config: TextConfig, name: str) -> None:
     turns = {"train": config.accumulate, "evaluate": 1} if config.scan else {}
     if config.accumulate > 1:
         turns["train"] = config.accumulate
-    rows = config.eval_batch_size or part
+    rows = evaluated_rows(config.eval_batch_size, part, task.place.device_count)
     print(f"batch {config.batch_size} on {len(slice_.devices)} x {slice_.name}, fsdp {config.fsdp}")
     for step in _steps(
         task,

@@ -74,7 +74,7 @@ class TextConfig(RunConfig):
     """Of training blocks; both have the same distribution, fairseq's the same bits as fairseq.
     Evaluation always masks as fairseq."""
     eval_batch_size: int = 0
-    """Blocks evaluated at once; 0: as many as one part of a training batch."""
+    """Blocks evaluated at once; 0: as many as one part of a training batch, at most 32 a device."""
 
     def check(self) -> None:
         """Raises ConfigError for values that make no sense."""

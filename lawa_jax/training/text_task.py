@@ -29,6 +29,7 @@ from lawa_jax.training.task import Batch, Model, State, Task
 SPLITS = {"train": "train", "val": "valid", "test": "test"}
 # fairseq evaluates with these, whatever the run's seed.
 _EVALUATION_SEED = _EVALUATION_EPOCH = 1
+_EVALUATED_PER_DEVICE = 32
 
 
 def roberta_network(compute_dtype: str = "float32", **sizes: Any) -> Functional:
@@ -73,7 +74,7 @@ def text_task(
       accumulate: parts a batch is worked through in.
       lengths: padded lengths.
       masker: "fast" or "fairseq", of training blocks.
-      eval_batch_size: blocks evaluated at once; 0: a part of a training batch.
+      eval_batch_size: blocks evaluated at once; 0: see `evaluated_rows`.
       threads: masking threads.
 
     Raises:
@@ -81,7 +82,8 @@ def text_task(
     """
     part = batch_size // accumulate
     place.check_batch(part)
-    place.check_batch(eval_batch_size or part)
+    eval_batch_size = evaluated_rows(eval_batch_size, part, place.device_count)
+    place.check_batch(eval_batch_size)
     exact = FairseqMasker(data.dictionary)
     training_masker = exact if masker == "fairseq" else FastMasker(data.dictionary)
     train = data.splits.get("train")
@@ -109,7 +111,7 @@ def text_task(
         plan = plan_batches(
             blocks,
             evaluation_order(blocks, _EVALUATION_SEED),
-            batch_size=eval_batch_size or part,
+            batch_size=eval_batch_size,
             lengths=_within(buckets[SPLITS[split]], blocks),
         )
         made = MaskedBatches(
@@ -155,6 +157,15 @@ def text_task(
         units_per_sample=tokens / max(1, rows),
         derived=lambda means: {"perplexity": float(np.exp2(means["loss"]))},
     )
+
+
+def evaluated_rows(wanted: int, part: int, devices: int) -> int:
+    """Blocks evaluated at once: as wanted, or a part of a training batch, at most 32 a device.
+
+    Of RoBERTa-base they need 0.6 GB for logits; a converted run knows nothing but the paper's batch
+    of 2,048. Figures do not depend on it: every block has masks of its own, and tokens are counted.
+    """
+    return wanted or min(part, _EVALUATED_PER_DEVICE * devices)
 
 
 def padding_waste(data: TextData, *, batch_size: int, lengths: int, seed: int = 0) -> float:

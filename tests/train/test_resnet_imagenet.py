@@ -172,6 +172,12 @@ def test_windows_that_do_not_exist_list_what_does(refused, finished):
     assert "existing: 1..3" in message
 
 
+def test_a_run_of_another_model_is_refused(refused, finished):
+    run, _ = finished
+    message = refused(2, "--evaluate", run, "--lawa_k", 2, "--arch", "resnet34", cwd=run.parent)
+    assert "these weights are of another model" in message
+
+
 def test_a_run_is_never_started_over_another(refused, finished):
     run, _ = finished
     before = stored(run)

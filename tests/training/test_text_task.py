@@ -7,7 +7,7 @@ import pytest
 from lawa_jax.data.text import dummy_text
 from lawa_jax.errors import ConfigError
 from lawa_jax.training.mesh import Placement
-from lawa_jax.training.text_task import padding_waste, roberta_network, text_task
+from lawa_jax.training.text_task import evaluated_rows, padding_waste, roberta_network, text_task
 from lawa_jax.tree import named_leaves
 
 SIZES = {
@@ -99,3 +99,10 @@ def test_the_schedule_is_fairseqs():
     assert task.learning_rate(60) == pytest.approx(2.5e-4)
     constant = task_of(Placement(jax.devices()[:1]), schedule="constant", warmup_updates=10)
     assert constant.learning_rate(10_000) == 5e-4
+
+
+def test_blocks_evaluated_at_once_fit_into_memory():
+    assert evaluated_rows(0, 16, 1) == 16  # a part of a training batch
+    assert evaluated_rows(0, 2048, 1) == 32  # what a converted run knows: the paper's batch
+    assert evaluated_rows(0, 2048, 16) == 512
+    assert evaluated_rows(100, 2048, 1) == 100
