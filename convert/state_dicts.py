@@ -2,7 +2,7 @@
 
 in:      python convert/state_dicts.py CHECKPOINTS RUN
 back:    python convert/state_dicts.py --export RUN@90 model.pt
-average: lawa average RUN OUT --lawa_k 5, then --export OUT model.safetensors --names RUN
+average: lawa average RUN -k 5 -o OUT, then --export OUT model.safetensors --names RUN
 """
 
 import sys

@@ -182,6 +182,10 @@ def _place_unnamed(
             ignored.append(f"{path.name}: neither its name nor its content tells an epoch")
         elif epoch in by_epoch:
             ignored.append(f"{path.name}: its epoch {epoch} is {by_epoch[epoch].name}")
+        elif found.get("updates_in_epoch") and not alone:
+            # An old fairseq's last checkpoint says the same of a whole epoch, but has its twin.
+            updates = found["updates_in_epoch"]
+            ignored.append(f"{path.name}: saved in mid-epoch {epoch}, after {updates} updates")
         else:
             by_epoch[epoch] = path
     return ignored

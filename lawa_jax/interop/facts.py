@@ -34,7 +34,9 @@ def collect(content: Any) -> dict[str, Any]:
 
     Returns:
       ``epoch`` and ``step`` (int), ``completed`` (False if ``epoch`` is the one that fairseq will
-      start next), ``arch`` (str), ``heads`` (int) and ``metrics`` (numbers by name), each only
+      start next), ``updates_in_epoch`` (batches that fairseq has done of ``epoch``, if any; old
+      versions count the whole epoch at its end), ``arch`` (str), ``heads`` (int) and ``metrics``
+      (numbers by name), each only
       where found.
     """
     if not isinstance(content, Mapping):
@@ -55,7 +57,10 @@ def collect(content: Any) -> dict[str, Any]:
     iterator = extra.get("train_iterator")
     if isinstance(iterator, Mapping) and isinstance(iterator.get("epoch"), int):
         facts["epoch"] = iterator["epoch"]
-        facts["completed"] = iterator.get("iterations_in_epoch") != 0
+        done = iterator.get("iterations_in_epoch")
+        facts["completed"] = done != 0
+        if done:
+            facts["updates_in_epoch"] = done
     heads = _find(content.get("args"), "encoder_attention_heads") or _find(
         content.get("cfg"), "encoder_attention_heads"
     )

@@ -163,7 +163,9 @@ class _Job:
             return False
         state = self._open(found)
         try:
-            return epoch_writer.is_finished(directory, state, self._names)
+            return epoch_writer.is_finished(
+                directory, state, self._names, verify=self._options.verify
+            )
         except CorruptCheckpointError as error:
             _say(f"note: {error}; converting epoch {found.epoch} again")
         except LawaError:

@@ -85,6 +85,11 @@ def test_gaps_duplicates_and_the_rest(tmp_path):
     assert [f.epoch for f in found(source, {"checkpoint_last.pt": {"epoch": 3}}).checkpoints] == [
         *(1, 2, 3, 4)
     ]
+    # fairseq saves checkpoint_last.pt in mid-epoch too.
+    last = {"checkpoint_last.pt": {"epoch": 5, "completed": True, "updates_in_epoch": 37}}
+    result = found(source, last)
+    assert [f.epoch for f in result.checkpoints] == [1, 2, 4]
+    assert "checkpoint_last.pt: saved in mid-epoch 5, after 37 updates" in result.ignored
     folder(tmp_path, "epoch_2.pth")
     with pytest.raises(SelectionError, match=r"twice: checkpoint2.pt and epoch_2.pth"):
         found(source)

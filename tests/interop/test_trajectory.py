@@ -67,6 +67,45 @@ def test_resumes_by_digest(tmp_path, trajectory, capsys):
     assert open_checkpoint(run, step=2).read_leaf("params/a/weight")[0, 1] == 2
 
 
+@pytest.mark.parametrize("legacy", [False, True])
+def test_a_file_trained_again_is_noticed(tmp_path, trajectory, legacy):
+    """Of the same name and size, as checkpoints of one model always are."""
+    source, run = trajectory(), tmp_path / "run"
+    path = source / "checkpoint2.pt"
+    content = torch.load(path, weights_only=True)
+    torch.save(content, path, _use_new_zipfile_serialization=not legacy)
+    convert(source, run)
+    size, before = path.stat().st_size, open_checkpoint(run, step=2).read_leaf("params/a/weight")
+    content["state_dict"]["module.a.weight"] += 100
+    torch.save(content, path, _use_new_zipfile_serialization=not legacy)
+    assert path.stat().st_size == size
+    for options in ({}, {"verify": True}):
+        with pytest.raises(
+            CheckpointNotFoundError, match=r"epochs/2 was not made from .*--overwrite"
+        ):
+            convert(source, run, **options)
+    assert convert(source, run, overwrite=True).converted == (2,)
+    after = open_checkpoint(run, step=2).read_leaf("params/a/weight")
+    np.testing.assert_array_equal(after, before + 100)
+
+
+def test_verify_compares_finished_epochs_too(tmp_path, trajectory):
+    source, run = trajectory(), tmp_path / "run"
+    convert(source, run)
+    # As an earlier version left it: nothing said of the content.
+    for about in run.glob(f"epochs/*/{epoch_writer.SOURCE}/metadata"):
+        record = json.loads(about.read_text())
+        del record["content"]
+        about.write_text(json.dumps(record))
+    assert convert(source, run, verify=True).finished_before == (1, 2, 3, 4)
+    content = torch.load(source / "checkpoint3.pt", weights_only=True)
+    content["state_dict"]["module.a.weight"] += 1
+    torch.save(content, source / "checkpoint3.pt")
+    with pytest.raises(CheckpointNotFoundError, match=r"epochs/3, leaf 'params/a/weight', was not"):
+        convert(source, run, verify=True)
+    assert list_steps(run) == [1, 2, 3, 4]
+
+
 def test_killed_halves_are_removed(tmp_path, trajectory):
     source, run = trajectory(), tmp_path / "run"
     left = run / "epochs" / "2.orbax-checkpoint-tmp-123"
