@@ -2,7 +2,7 @@
 
 import gc
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, TypeVar
 
@@ -50,6 +50,12 @@ class Arguments:
     """With --export: the converted run that tells the original names. Default: found nearby."""
 
 
+_OF_EXPORTING = {"names", "style"}
+_OF_CONVERTING = {
+    *("epochs", "every", "workers", "verify", "dry_run"),
+    *("allow_gaps", "trust_names", "wrapper", "stub"),
+}
+
 Line = TypeVar("Line", bound=Arguments)
 
 
@@ -69,11 +75,10 @@ def execute(line: Arguments, convert: Converter, names_for: NamesFor | None) -> 
     Raises:
       LawaError: see `convert_trajectory` and `export`.
     """
+    _check(line)
     if line.export:
         _export(line, names_for)
         return
-    if line.names:
-        raise SelectionError("--names goes with --export")
     options = Options(
         epochs=parse_epochs(line.epochs) if line.epochs else None,
         every=line.every,
@@ -91,6 +96,22 @@ def execute(line: Arguments, convert: Converter, names_for: NamesFor | None) -> 
     gc.freeze()
     summary = convert_trajectory(Path(line.source), Path(line.target), convert, options)
     print(_told(summary, line))
+
+
+def _check(line: Arguments) -> None:
+    """Flags that would do nothing are mistakes: somebody expects them to."""
+    given = {f.name for f in fields(line) if getattr(line, f.name) != f.default}
+    wrong = given & (_OF_CONVERTING if line.export else _OF_EXPORTING)
+    if wrong:
+        flag = f"--{min(wrong)}"
+        raise SelectionError(
+            f"{flag} goes with converting, not with --export: leave it out (RUN@EPOCH exports one "
+            "epoch)"
+            if line.export
+            else f"{flag} goes with --export"
+        )
+    if line.workers < 1:
+        raise SelectionError(f"--workers: expected >= 1, found {line.workers}")
 
 
 def _told(summary: Summary, line: Arguments) -> str:

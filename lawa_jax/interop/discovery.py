@@ -15,6 +15,7 @@ _WORDS = r"checkpoint|ckpt|epoch|step|iter|iteration|global_step|model|weights|s
 _MID_EPOCH = re.compile(r"^checkpoint_(\d+)_(\d+)$")
 _EPOCH_WORD = re.compile(r"(?:^|[-_.])(?:epoch|ep)[-_=]?(\d+)(?![0-9])", re.IGNORECASE)
 _TRAILING = re.compile(rf"(?:^|[-_.=])(?:{_WORDS})?s?[-_=.]?(\d+)$", re.IGNORECASE)
+_MOST_EPOCHS = 10_000_000
 _SHARD = re.compile(r"-\d+-of-\d+$")
 
 
@@ -199,18 +200,15 @@ def _selected(
     source: Path,
 ) -> Trajectory:
     there = sorted(by_epoch)
-    missing = list(missing_between(there))
-    if epochs is not None:
-        low, high = epochs
-        chosen = [e for e in there if low <= e <= high]
-        missing = [e for e in missing if low <= e <= high]
-        if chosen:
-            step = stride(there)
-            missing = [*range(chosen[0] - step, max(low, 0) - 1, -step)][::-1] * (low > 0) + missing
-            if high < 1 << 62:
-                missing += range(chosen[-1] + step, high + 1, step)
-    else:
-        chosen = there
+    low, high = epochs or (there[0], there[-1])
+    chosen = [e for e in there if low <= e <= high]
+    step = stride(there)
+    _check_span(chosen, low, high, step, by_epoch)
+    missing = [e for e in missing_between([e for e in there if e <= high]) if e >= low]
+    if epochs is not None and chosen:
+        missing = [*range(chosen[0] - step, max(low, 0) - 1, -step)][::-1] * (low > 0) + missing
+        if high < 1 << 62:
+            missing += range(chosen[-1] + step, high + 1, step)
     if not chosen:
         raise SelectionError(
             f"{source}: none of the epochs asked for; it has {there[0]} to {there[-1]} "
@@ -218,6 +216,19 @@ def _selected(
         )
     found = tuple(Found(e, by_epoch[e]) for e in chosen[::every])
     return Trajectory(found, ignored, tuple(sorted(set(missing))))
+
+
+def _check_span(
+    chosen: Sequence[int], low: int, high: int, step: int, by_epoch: dict[int, Path]
+) -> None:
+    # A date in a name is no epoch, and nobody wants a list of all that are missing before it.
+    last = high if high < 1 << 62 else max(chosen, default=low)
+    if (last - max(low, 0)) // step > _MOST_EPOCHS:
+        among = f", of which {chosen[-1]} is {by_epoch[chosen[-1]].name}" if chosen else ""
+        raise SelectionError(
+            f"epochs {max(low, 0)} to {last}{among}: too far apart for one trajectory; say with "
+            "--epochs FIRST:LAST which ones to take"
+        )
 
 
 def stride(epochs: Sequence[int]) -> int:

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -124,7 +125,15 @@ def export_one(checkpoint: Checkpoint, file: Path, names: Names) -> None:
         arrays[name] = kept.array()
     about = epoch_writer.read_source(Path(checkpoint.path.parent))
     objects = about.get("objects", {}) if isinstance(about.get("objects"), dict) else {}
-    objects = {name: objects.get(name) for name in names.order if _is_object(name, names, arrays)}
+    unknown = {
+        name for name in names.order if _is_object(name, names, arrays) and name not in objects
+    }
+    if unknown:
+        # Of an average nobody can say: they belong to one checkpoint.
+        told = ", ".join(sorted(unknown))
+        print(f"note: {checkpoint.label}: plain entries left out: {told}", file=sys.stderr)
+    order = [name for name in names.order if name not in unknown]
+    objects = {name: objects[name] for name in order if _is_object(name, names, arrays)}
     beside: dict[str, Any] = {}
     if checkpoint.step is not None and "state_dict" in names.wrapper:
         beside = {"epoch": checkpoint.step}
@@ -137,16 +146,14 @@ def export_one(checkpoint: Checkpoint, file: Path, names: Names) -> None:
                 metadata["epoch"] = str(checkpoint.step)
             # The format knows no sharing: tied tensors are written out.
             full = {
-                name: arrays[names.shared.get(name, name)]
-                for name in names.order
-                if name not in objects
+                name: arrays[names.shared.get(name, name)] for name in order if name not in objects
             }
             safetensors_files.write(aside, full, metadata)
         else:
             torch_files.write(
                 aside,
                 arrays,
-                order=names.order,
+                order=order,
                 shared=names.shared,
                 objects=objects,
                 wrapper=names.wrapper,

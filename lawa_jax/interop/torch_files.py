@@ -5,6 +5,7 @@ their checkpoints (an `argparse.Namespace`, OmegaConf, numpy scalars) are replac
 nothing that a file names is imported or run. Any other global is refused by name.
 """
 
+import errno
 import pickle
 import re
 import threading
@@ -17,7 +18,12 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from lawa_jax.errors import CorruptCheckpointError, MissingDependencyError, UnsafePickleError
+from lawa_jax.errors import (
+    CheckpointWriteError,
+    CorruptCheckpointError,
+    MissingDependencyError,
+    UnsafePickleError,
+)
 from lawa_jax.interop import facts, inert
 from lawa_jax.interop.state import State, find_tensors
 from lawa_jax.tree import LeafSpec
@@ -226,6 +232,9 @@ def write(
       objects: plain entries by name.
       wrapper: keys around the state dict.
       beside: further entries at the top (``epoch``), only with a wrapper.
+
+    Raises:
+      CheckpointWriteError: disk full, permission denied.
     """
     torch = import_torch()
     tensors = {name: to_tensor(array) for name, array in arrays.items()}
@@ -235,4 +244,8 @@ def write(
     )
     for depth, key in enumerate(reversed(wrapper)):
         content = {**(beside if depth == len(wrapper) - 1 else {}), key: content}
-    torch.save(content, path)
+    try:
+        torch.save(content, path)
+    except RuntimeError as error:  # what torch makes of a full disk or a missing permission
+        reason = str(error).splitlines()[0]
+        raise CheckpointWriteError(errno.EIO, f"{path} could not be written: {reason}") from error

@@ -60,6 +60,15 @@ def test_exit_codes(tmp_path, source):
     assert "no such file" in refused(2, "state_dicts", tmp_path / "nothing", run)
     assert "--epochs" in refused(2, "state_dicts", source, run, "--epochs", "9:1")
     assert "is no resnet50" in refused(2, "resnet50", source, run)
+    assert "--dry_run goes with converting" in refused(
+        2, "state_dicts", "--export", run, tmp_path / "x.pt", "--dry_run"
+    )
+    assert "--style goes with --export" in refused(
+        2, "roberta", source, run, "--style", "huggingface"
+    )
+    assert "--workers: expected >= 1, found -3" in refused(
+        2, "state_dicts", source, run, "--workers", "-3"
+    )
     assert "is no RoBERTa" in refused(2, "roberta", source, run)
     (source / "checkpoint3.pt").write_bytes((source / "checkpoint2.pt").read_bytes()[:-50])
     assert "checkpoint3.pt" in refused(3, "state_dicts", source, run)

@@ -113,3 +113,13 @@ def test_epochs_of_name_and_content():
         check_epoch(file, {"epoch": 9}, None)
     with pytest.raises(SelectionError, match="the others differ by 1"):
         check_epoch(file, {"epoch": 5}, 1)
+
+
+def test_a_date_in_a_name_is_no_epoch(tmp_path):
+    names = ["checkpoint1.pt", "checkpoint2.pt", "checkpoint3.pt", "model-202401011230.pt"]
+    source = folder(tmp_path, *names)
+    with pytest.raises(SelectionError, match=r"202401011230 is model-202401011230.pt.*--epochs"):
+        found(source)
+    assert [f.epoch for f in found(source, epochs=(1, 3)).checkpoints] == [1, 2, 3]
+    with pytest.raises(SelectionError, match="too far apart"):
+        found(source, epochs=(1, 20_000_000_000))

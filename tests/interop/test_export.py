@@ -1,16 +1,19 @@
 import json
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from lawa_jax.checkpoints import write_checkpoint
 from lawa_jax.errors import (
+    CheckpointWriteError,
     CorruptCheckpointError,
     OutputExistsError,
     SelectionError,
     TreeMismatchError,
 )
-from lawa_jax.interop import state_dicts
+from lawa_jax.interop import state_dicts, torch_files
 from lawa_jax.interop.export import export, find_names
 from lawa_jax.interop.trajectory import Options, convert_trajectory
 from lawa_jax.trajectory import average_checkpoints
@@ -54,6 +57,14 @@ def test_never_replaces_silently(tmp_path, run):
     export(f"{run}@3", tmp_path / "two.pt", overwrite=True)
     assert load(tmp_path / "two.pt")["epoch"] == 3
     assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
+
+
+def test_a_full_disk_is_an_error_of_ours():
+    arrays, order = {"w": np.ones(1 << 20, np.float32)}, ["w"]
+    with pytest.raises(CheckpointWriteError, match="could not be written"):
+        torch_files.write(
+            Path("/dev/full"), arrays, order=order, shared={}, objects={}, wrapper=(), beside={}
+        )
 
 
 def test_another_models_names(tmp_path, run):

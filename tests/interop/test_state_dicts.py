@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from lawa_jax.checkpoints import open_checkpoint
+from lawa_jax.checkpoints import open_checkpoint, write_checkpoint
 from lawa_jax.interop import state_dicts, torch_files
-from lawa_jax.interop.export import export
+from lawa_jax.interop.export import export, find_names
 from lawa_jax.interop.trajectory import Options, convert_trajectory
+from lawa_jax.trajectory import average_checkpoints
 
 ODD = ["a", "a.b", "a.b.c", "a/b", "a..b", ".", "", "a.", "%2F", "%=", "%0", "params", "A", "ä.1"]
 
@@ -79,3 +80,12 @@ def test_plain_entries_are_kept(tmp_path):
     back = torch.load(tmp_path / "back.pt", weights_only=True)["state_dict"]
     assert back["scale"] == 3
     np.testing.assert_array_equal(back["w"], [1])
+
+
+def test_plain_entries_of_an_average_are_left_out(tmp_path, capsys):
+    torch.save({"w": torch.ones(1), "version": 3, "v": torch.zeros(2)}, tmp_path / "w.pt")
+    convert_trajectory(tmp_path / "w.pt", tmp_path / "run", state_dicts.convert, Options())
+    write_checkpoint(tmp_path / "average", average_checkpoints(tmp_path / "run", k=1))
+    export(str(tmp_path / "average"), tmp_path / "back.pt", names=find_names(tmp_path / "run"))
+    assert list(torch.load(tmp_path / "back.pt", weights_only=True)) == ["w", "v"]
+    assert "plain entries left out: version" in capsys.readouterr().err
