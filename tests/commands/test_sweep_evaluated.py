@@ -48,6 +48,11 @@ def calls(code):
     return len(file.read_text()) if file.exists() else 0
 
 
+def forget(folder):
+    for file in folder.glob("results.*"):
+        file.unlink()
+
+
 def sweep(lawa, run, code, *options, name="score"):
     return lawa("sweep", run, "--end", "6:10:2", "--evaluator", f"{code}:{name}", *options)
 
@@ -103,13 +108,21 @@ def test_averages_can_be_kept(lawa, run, code, tmp_path):
     assert sweep(lawa, run, code, "-k", "4", *options[2:], "--keep").code == 0
     assert ((tmp_path / "out" / "k4-end8-uniform").exists(), calls(code)) == (True, before)
     # Averages that are there are evaluated as they are, if they are these.
-    (tmp_path / "out" / "results.jsonl").unlink()
+    forget(tmp_path / "out")
     before = calls(code)
     assert sweep(lawa, run, code, *options, "--keep").code == 0
     assert calls(code) == before + 6
-    (tmp_path / "out" / "results.jsonl").unlink()
+    forget(tmp_path / "out")
     refused = sweep(lawa, run, code, *options, "--keep", "--dtype", "float64")
     assert (refused.code, "other sources, weights or options" in refused.err) == (2, True)
+
+
+def test_files_of_somebody_else_are_refused(lawa, run, code, tmp_path):
+    (tmp_path / "results.csv").write_text("my,own\n")
+    refused = sweep(lawa, run, code, "-k", "2", "-o", tmp_path)
+    assert (refused.code, "results.csv exists, but" in refused.err) == (2, True)
+    assert ((tmp_path / "results.csv").read_text(), calls(code)) == ("my,own\n", 0)
+    assert sweep(lawa, run, code, "-k", "2", "-o", tmp_path, "--overwrite").code == 0
 
 
 def test_a_dry_run_evaluates_nothing(lawa, run, code, tmp_path, model_bytes):
