@@ -16,6 +16,8 @@ from lawa_jax.checkpoints.discovery import TMP_MARKER
 from lawa_jax.checkpoints.staging import Lock
 from lawa_jax.errors import ConfigError, CorruptDataError, OutputExistsError
 
+# The setting that says which code or configuration gave the metrics.
+IDENTITY = "evaluator_digest"
 LINES, TABLE, FIGURE = "results.jsonl", "results.csv", "results.png"
 
 
@@ -114,8 +116,8 @@ class Results:
         for name, value in setting.items():
             if old.get(name) != value:
                 raise OutputExistsError(
-                    f"{self.directory} holds results with another {name}: {old.get(name)!r}, now "
-                    f"{value!r}; choose another directory, or begin anew with --overwrite"
+                    f"{self.directory} holds results {_difference(name, old.get(name), value)}; "
+                    "choose another directory, or begin anew with --overwrite"
                 )
         return rows
 
@@ -172,6 +174,15 @@ def _is_header(line: bytes) -> bool:
     except ValueError:
         return False
     return isinstance(head, dict) and isinstance(head.get("setting"), dict)
+
+
+def _difference(name: str, old: Any, new: Any) -> str:
+    if name != IDENTITY:
+        return f"with another {name}: {old!r}, now {new!r}"
+    return (
+        "of the same evaluator with other code or settings (its file, --set or the run's "
+        f"configuration changed: digest {old}, now {new})"
+    )
 
 
 def _row(entry: dict[str, Any]) -> Row:

@@ -42,6 +42,9 @@ def test_a_sweep(lawa, shipped, task, tmp_path):
     options = ["-k", "2", "--end", "4", "--evaluate", "--bn", "average", "-o", tmp_path]
     other = lawa("sweep", shipped, *options)
     assert (other.code, "another bn: 'recalibrate', now 'average'" in other.err) == (2, True)
+    options[-3:-2] = ["recalibrate", "--set", "bn_batches=2"]
+    other = lawa("sweep", shipped, *options)
+    assert (other.code, "with other code or settings" in other.err) == (2, True)
 
 
 def test_a_soup_selects_on_one_split_and_reports_on_another(lawa, shipped, tmp_path):

@@ -125,6 +125,19 @@ def test_files_of_somebody_else_are_refused(lawa, run, code, tmp_path):
     assert sweep(lawa, run, code, "-k", "2", "-o", tmp_path, "--overwrite").code == 0
 
 
+def test_figures_of_changed_code_are_not_mixed_in(lawa, run, code, tmp_path):
+    out = tmp_path / "out"
+    assert sweep(lawa, run, code, "-k", "1", "-o", out).code == 0
+    code.write_text(CODE + "# better\n")
+    before = (out / "results.jsonl").read_bytes()
+    refused = sweep(lawa, run, code, "-k", "2", "-o", out)
+    assert (refused.code, "with other code or settings" in refused.err) == (2, True)
+    assert (out / "results.jsonl").read_bytes() == before
+    assert sweep(lawa, run, code, "-k", "2", "-o", out, "--overwrite").code == 0
+    rows = list(csv.DictReader((out / "results.csv").read_text().splitlines()))
+    assert {row["k"] for row in rows} == {"2"}
+
+
 def test_a_dry_run_evaluates_nothing(lawa, run, code, tmp_path, model_bytes):
     plan = sweep(lawa, run, code, "-k", "2,4", "-o", tmp_path / "out", "--dry-run", "--json").json
     assert (len(plan["averages"]), plan["passes"], plan["bn"]) == (6, 1, "latest")
