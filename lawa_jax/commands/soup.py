@@ -134,7 +134,7 @@ class Soup(Evaluating):
                 "average" + (" or --bn recalibrate" if self.evaluate else "")
             )
         if self.report is not None:
-            return Scoring(selecting, load_evaluator(self.report), metric, policy)
+            return Scoring(selecting, load_evaluator(self.report, "--report"), metric, policy)
         if others:
             reporting, _ = dataclasses.replace(self, splits=",".join(others)).load(self.run)
             return Scoring(selecting, reporting, metric, policy)

@@ -19,6 +19,9 @@ def score(tree):
 def alone(tree):
     return -np.abs(tree["params"]["dense"]["kernel"]).mean()
 
+def leaving(tree):
+    raise SystemExit(0)
+
 def elsewhere(tree):
     return {"bias": tree["params"]["dense"]["bias"].sum()}
 """
@@ -126,11 +129,18 @@ def test_a_dry_run_evaluates_nothing(lawa, run, code, tmp_path, model_bytes):
         ),
         (["--evaluate", "--metric", "test/loss"], 2, "expected a metric of --splits val, such as"),
         (["--evaluator", "{code}:score", "--metric", "select", "-o", "{code}"], 2, "exists"),
+        (["--evaluator", "{code}:leaving"], 1, "failed on an average of the search: SystemExit"),
+        (
+            ["--evaluator", "{code}:alone", "--report", "{code}:absent"],
+            2,
+            "--report {code}:absent: {code} has no function",
+        ),
         (["--evaluator", "{code}:absent"], 2, "has no function 'absent'"),
     ],
 )
 def test_mistakes_are_explained(lawa, run, code, tmp_path, options, code_, message):
     options = [option.format(code=code) for option in options]
+    message = message.format(code=code)
     finished = lawa("soup", run, "-o", tmp_path / "out", *options)
     assert (finished.code, message in finished.err) == (code_, True), finished.err
     assert not (tmp_path / "out").exists()

@@ -29,6 +29,9 @@ def score(tree):
 def broken(tree):
     raise RuntimeError("no data today")
 
+def leaving(tree):
+    raise SystemExit(0)
+
 def slow(tree):
     import time
     time.sleep(0.3)
@@ -153,6 +156,7 @@ def test_a_dry_run_evaluates_nothing(lawa, run, code, tmp_path, model_bytes):
     ("options", "code_", "message"),
     [
         (["--evaluator", "{code}:broken"], 1, "failed on k5-end5-uniform: RuntimeError: no data"),
+        (["--evaluator", "{code}:leaving"], 1, "failed on k5-end5-uniform: SystemExit: 0"),
         (["--evaluator", "{code}:score", "--evaluate"], 2, "contradict each other"),
         (["--evaluator", "{code}:score", "--splits", "test"], 2, "--splits goes with --evaluate"),
         (["--evaluator", "{code}:score", "--set", "a=1"], 2, "--set goes with --evaluate"),
