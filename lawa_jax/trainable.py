@@ -88,9 +88,10 @@ def learn_coefficients(
         return optax.apply_updates(free, updates), state, value
 
     free = jnp.zeros(n, jnp.float32)
+    losses: list[float] = []
     # optax counts in int32 beside floats.
     with jax.numpy_dtype_promotion("standard"):
-        state, losses = optimizer.init(free), []
+        state = optimizer.init(free)
         for _ in range(passes):
             for batch in batches:
                 try:
