@@ -98,7 +98,7 @@ class Results:
         for name in (LINES, TABLE, FIGURE):
             if (self.directory / name).exists():
                 raise OutputExistsError(
-                    f"{self.directory / name} exists, but {LINES} beside it does not begin as the "
+                    f"{self.directory / name} exists, but there is no {LINES} that begins as the "
                     "results of a sweep do; choose another directory, or replace it with "
                     "--overwrite"
                 )
@@ -181,7 +181,7 @@ def _difference(name: str, old: Any, new: Any) -> str:
         return f"with another {name}: {old!r}, now {new!r}"
     return (
         "of the same evaluator with other code or settings (its file, --set or the run's "
-        f"configuration changed: digest {old}, now {new})"
+        f"configuration changed: digest {str(old)[:12]}, now {str(new)[:12]})"
     )
 
 
