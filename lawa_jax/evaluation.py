@@ -94,7 +94,8 @@ def score(evaluator: Evaluator, tree: dict[str, Any], steps: tuple[int, ...], wh
         return evaluator.score(tree, steps)
     except LawaError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
+        # sys.exit() in it would end the command, and with 0 as if it had succeeded.
         traceback.print_exc()
         raise EvaluationError(
             f"{evaluator.name} failed on {what}: {type(error).__name__}: {error}; see the "

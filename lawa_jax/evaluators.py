@@ -33,24 +33,26 @@ class Evaluator(NamedTuple):
     score: Callable[[dict[str, Any], tuple[int, ...]], Metrics]
 
 
-def load_evaluator(reference: str) -> Evaluator:
+def load_evaluator(reference: str, option: str = "--evaluator") -> Evaluator:
     """The function that ``file.py:function`` or ``module:function`` names.
 
     It is called with a nested dict of numpy arrays and returns a number, or a dict of numbers by
     metric name; a single number is named like the function. As in ``python file.py`` and ``python
-    -m module``, modules beside the file and in the working directory can be imported.
+    -m module``, modules beside the file and in the working directory can be imported. Messages call
+    what named it `option`.
 
     Raises:
       ConfigError: no such file, module or function, or one that fails to import.
     """
     place, colon, attribute = reference.rpartition(":")
     if not (place and colon and attribute.isidentifier()):
-        raise ConfigError(f"--evaluator {reference}: expected file.py:function or module:function")
-    module = _from_file(place, reference) if place.endswith(".py") else _named(place, reference)
+        raise ConfigError(f"{option} {reference}: expected file.py:function or module:function")
+    load = _from_file if place.endswith(".py") else _named
+    module = load(place, reference, option)
     function = getattr(module, attribute, None)
     if not callable(function):
         raise ConfigError(
-            f"--evaluator {reference}: {place} has no function {attribute!r}; expected one that "
+            f"{option} {reference}: {place} has no function {attribute!r}; expected one that "
             "takes a tree and returns a number or a dict of numbers"
         )
     source = getattr(module, "__file__", None)
@@ -66,12 +68,19 @@ def checked(value: Any, reference: str, name: str) -> Metrics:
     """What an evaluator returned, as floats by name; NaN and infinities are results, too.
 
     Raises:
-      EvaluationError: it is neither a number nor a dict of numbers.
+      EvaluationError: it is neither a number nor a dict of numbers, or two of one name.
     """
     given = value if isinstance(value, Mapping) else {name: value}
     metrics: Metrics = {}
     for key, number in given.items():
+        if str(key) in metrics:
+            raise EvaluationError(
+                f"{reference}: expected metrics by name, found two of {str(key)!r}"
+            )
         try:
+            # float() would read text as well.
+            if isinstance(number, str | bytes | bytearray):
+                raise TypeError
             metrics[str(key)] = float(number)
         except (TypeError, ValueError):
             raise EvaluationError(
@@ -107,10 +116,10 @@ def describe(metrics: Mapping[str, float]) -> str:
     )
 
 
-def _from_file(place: str, reference: str) -> ModuleType:
+def _from_file(place: str, reference: str, option: str) -> ModuleType:
     file = Path(place)
     if not file.is_file():
-        raise ConfigError(f"--evaluator {reference}: {place}: no such file")
+        raise ConfigError(f"{option} {reference}: {place}: no such file")
     spec = importlib.util.spec_from_file_location(f"evaluator_{file.stem}", file)
     assert spec is not None
     assert spec.loader is not None
@@ -120,18 +129,18 @@ def _from_file(place: str, reference: str) -> ModuleType:
     _search(file.resolve().parent)
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
-        raise ConfigError(f"--evaluator {reference}: {type(error).__name__}: {error}") from error
+    except (Exception, SystemExit) as error:
+        raise ConfigError(f"{option} {reference}: {type(error).__name__}: {error}") from error
     return module
 
 
-def _named(place: str, reference: str) -> ModuleType:
+def _named(place: str, reference: str, option: str) -> ModuleType:
     _search(Path.cwd())
     try:
         return importlib.import_module(place)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ConfigError(
-            f"--evaluator {reference}: {type(error).__name__}: {error}; a file is named "
+            f"{option} {reference}: {type(error).__name__}: {error}; a file is named "
             "path/to/file.py:function"
         ) from error
 

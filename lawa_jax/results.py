@@ -16,7 +16,9 @@ from lawa_jax.checkpoints.discovery import TMP_MARKER
 from lawa_jax.checkpoints.staging import Lock
 from lawa_jax.errors import ConfigError, CorruptDataError, OutputExistsError
 
-LINES, TABLE = "results.jsonl", "results.csv"
+# The setting that says which code or configuration gave the metrics.
+IDENTITY = "evaluator_digest"
+LINES, TABLE, FIGURE = "results.jsonl", "results.csv", "results.png"
 
 
 class Row(NamedTuple):
@@ -54,8 +56,9 @@ class Results:
       overwrite: begin anew where rows of another setting are.
 
     Raises:
-      OutputExistsError: rows of another setting are there, or another process is writing.
-      CorruptDataError: what is there are no rows.
+      OutputExistsError: rows of another setting or files of somebody else are there, or another
+        process is writing.
+      CorruptDataError: rows that are there cannot be read.
     """
 
     def __init__(
@@ -81,12 +84,24 @@ class Results:
     def _open(self, setting: dict[str, Any], overwrite: bool) -> None:
         # What a kill cut short is left out, and written over.
         lines = self._path.read_bytes().split(b"\n")[:-1] if self._path.exists() else []
+        if not overwrite and not (lines and _is_header(lines[0])):
+            self._refuse_strangers()
         if lines and not overwrite:
             self.rows = {row.name: row for row in self._read(lines, setting)}
         else:
             lines = [json.dumps({"setting": setting}).encode()]
         _replace(self._path, b"".join(line + b"\n" for line in lines))
         self._file = self._path.open("ab", buffering=0)
+
+    def _refuse_strangers(self) -> None:
+        """Without a header of ours, files of our names are the user's own."""
+        for name in (LINES, TABLE, FIGURE):
+            if (self.directory / name).exists():
+                raise OutputExistsError(
+                    f"{self.directory / name} exists, but there is no {LINES} that begins as the "
+                    "results of a sweep do; choose another directory, or replace it with "
+                    "--overwrite"
+                )
 
     def _read(self, lines: list[bytes], setting: dict[str, Any]) -> list[Row]:
         try:
@@ -101,8 +116,8 @@ class Results:
         for name, value in setting.items():
             if old.get(name) != value:
                 raise OutputExistsError(
-                    f"{self.directory} holds results with another {name}: {old.get(name)!r}, now "
-                    f"{value!r}; choose another directory, or begin anew with --overwrite"
+                    f"{self.directory} holds results {_difference(name, old.get(name), value)}; "
+                    "choose another directory, or begin anew with --overwrite"
                 )
         return rows
 
@@ -151,6 +166,23 @@ class Results:
             file.flush()
             os.fsync(file.fileno())
         aside.replace(self.directory / TABLE)
+
+
+def _is_header(line: bytes) -> bool:
+    try:
+        head = json.loads(line)
+    except ValueError:
+        return False
+    return isinstance(head, dict) and isinstance(head.get("setting"), dict)
+
+
+def _difference(name: str, old: Any, new: Any) -> str:
+    if name != IDENTITY:
+        return f"with another {name}: {old!r}, now {new!r}"
+    return (
+        "of the same evaluator with other code or settings (its file, --set or the run's "
+        f"configuration changed: digest {str(old)[:12]}, now {str(new)[:12]})"
+    )
 
 
 def _row(entry: dict[str, Any]) -> Row:

@@ -53,7 +53,7 @@ def greedy_soup(load: Load, steps: Iterable[int], score: Score, *, mode: Mode = 
     """Greedy soup along a trajectory (Wortsman et al. 2022, arXiv 2203.05482, recipe 1).
 
     Checkpoints are sorted by their own score; each is taken in if the mean of the soup with it
-    scores at least as well as without. ``2 N - 1`` scores and as many reads for N checkpoints.
+    scores at least as well as without. ``2 N`` scores for N checkpoints, the last of what is found.
 
     Args:
       load: a checkpoint's tree by step.
@@ -109,33 +109,48 @@ def best_window(
     Args:
       load, steps, score, mode: see `greedy_soup`.
       ks: numbers of checkpoints to try.
-      ends: steps that windows end at; by default the newest alone. Ends without k checkpoints are
-        left out.
+      ends: steps that windows end at; by default the newest alone. See `windows`.
 
     Raises:
-      SelectionError: no window fits, or none has a finite score.
+      SelectionError: no window fits, one has a gap, or none has a finite score.
+    """
+    _check_mode(mode)
+    trials, best = [], None
+    for members in windows(steps, ks, ends):
+        tree = mean_of(load, members)
+        found = score(tree)
+        better = math.isfinite(found) and (best is None or _key(found, mode) < _key(best[1], mode))
+        trials.append(Trial(members, found, better))
+        if better:
+            best = (members, found, tree)
+    if best is None:
+        raise SelectionError(f"expected windows with a finite score, found {len(trials)} without")
+    return Found(*best, trials)
+
+
+def windows(
+    steps: Iterable[int], ks: Sequence[int], ends: Sequence[int] | None = None
+) -> list[tuple[int, ...]]:
+    """The windows of the latest k steps, for several k and ends, by end and k.
+
+    Ends without k steps up to them are left out.
+
+    Raises:
+      SelectionError: no window fits, an end does not exist, or a window has a gap.
     """
     existing = sorted(set(steps))
-    trials, best = [], None
-    for end in sorted(existing[-1:] if ends is None else ends):
-        for k in sorted(set(ks)):
-            if k > sum(step <= end for step in existing):
-                continue
-            members = window.latest(existing, k, end)
-            tree = mean_of(load, members)
-            found = score(tree)
-            better = math.isfinite(found) and (
-                best is None or _key(found, mode) < _key(best[1], mode)
-            )
-            trials.append(Trial(members, found, better))
-            if better:
-                best = (members, found, tree)
-    if best is None:
+    found = [
+        window.latest(existing, k, end)
+        for end in sorted(set(existing[-1:] if ends is None else ends))
+        for k in sorted(set(ks))
+        if k <= sum(step <= end for step in existing)
+    ]
+    if not found:
         raise SelectionError(
-            f"no window of {list(ks)} checkpoints has a finite score; existing: "
+            f"no window of {', '.join(map(str, ks))} checkpoints fits; existing: "
             f"{window.describe(existing)}"
         )
-    return Found(*best, trials)
+    return found
 
 
 def mean_of(load: Load, steps: Sequence[int]) -> PyTree:
@@ -150,8 +165,7 @@ def _singles(
     load: Load, steps: Iterable[int], score: Score, mode: Mode
 ) -> tuple[list[Trial], list[Trial]]:
     """Candidates with finite scores, best first (of equals the newest), and all of them."""
-    if mode not in ("min", "max"):
-        raise SelectionError(f"mode: expected 'min' or 'max', found {mode!r}")
+    _check_mode(mode)
     trials = [Trial((step,), score(load(step)), True) for step in sorted(set(steps))]
     usable = [trial for trial in trials if math.isfinite(trial.score)]
     if not usable:
@@ -159,6 +173,11 @@ def _singles(
             f"expected checkpoints with a finite score, found {len(trials)} without one"
         )
     return sorted(usable, key=lambda t: (_key(t.score, mode), -t.steps[0])), trials
+
+
+def _check_mode(mode: str) -> None:
+    if mode not in ("min", "max"):
+        raise SelectionError(f"mode: expected 'min' or 'max', found {mode!r}")
 
 
 def _key(score: float, mode: Mode) -> float:

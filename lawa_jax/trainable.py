@@ -54,7 +54,7 @@ def learn_coefficients(
     Raises:
       SelectionError: no trees, no batches, or an unknown constraint.
       TreeMismatchError: the trees differ.
-      TrainingFailedError: the loss is not finite.
+      TrainingFailedError: the loss is not finite, or calls sys.exit().
     """
     batches = list(batches)
     if not trees or not batches:
@@ -88,12 +88,20 @@ def learn_coefficients(
         return optax.apply_updates(free, updates), state, value
 
     free = jnp.zeros(n, jnp.float32)
+    losses: list[float] = []
     # optax counts in int32 beside floats.
     with jax.numpy_dtype_promotion("standard"):
-        state, losses = optimizer.init(free), []
+        state = optimizer.init(free)
         for _ in range(passes):
             for batch in batches:
-                free, state, value = step(free, state, trees, batch)
+                try:
+                    free, state, value = step(free, state, trees, batch)
+                except SystemExit as error:
+                    # With 0 it would end the program as if coefficients had been found.
+                    raise TrainingFailedError(
+                        f"the loss called sys.exit({error.code}) at step {len(losses) + 1}; "
+                        "let it return a scalar, or raise an error"
+                    ) from error
                 losses.append(float(value))
                 if not np.isfinite(losses[-1]):
                     raise TrainingFailedError(
@@ -109,7 +117,8 @@ def _combined(trees: Sequence[PyTree], c: Float[Array, " n"]) -> PyTree:
         newest = leaves[-1]
         if not is_averaged(spec_of(newest).dtype):
             return newest
-        total = sum(c[j] * leaf.astype(jnp.float32) for j, leaf in enumerate(leaves))
+        kind = jnp.complex64 if jnp.iscomplexobj(newest) else jnp.float32
+        total = sum(c[j] * leaf.astype(kind) for j, leaf in enumerate(leaves))
         return jnp.asarray(total).astype(newest.dtype)
 
     return jax.tree.map(combine, *trees)

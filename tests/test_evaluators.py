@@ -1,6 +1,7 @@
 """Evaluators of the user's own: found, called and checked; mistakes explained."""
 
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -77,12 +78,25 @@ def test_code_that_fails_is_named(file):
         load_evaluator(f"{file}:loss")
 
 
+@pytest.mark.parametrize("end", ["raise SystemExit(0)", "import sys; sys.exit()"])
+def test_code_that_exits_is_no_success(file, end, monkeypatch):
+    file.write_text(end + "\n")
+    monkeypatch.chdir(file.parent)
+    monkeypatch.delitem(sys.modules, "mine", raising=False)
+    for reference in (f"{file}:loss", "mine:loss"):
+        with pytest.raises(ConfigError, match=r"--report .*: SystemExit"):
+            load_evaluator(reference, "--report")
+
+
 def test_what_counts_as_metrics():
     assert checked(np.float32(0.5), "f", "loss") == {"loss": 0.5}
     assert math.isnan(checked({"loss": math.nan}, "f", "x")["loss"])
     for value, message in (
         (None, "found NoneType"),
-        ({"a": 1, "b": "x"}, "found str for 'b'"),
+        ("0.5", "found str"),
+        ({"a": 1, "b": "0.5"}, "found str for 'b'"),
+        ({"a": b"1"}, "found bytes for 'a'"),
+        ({1: 1, "1": 2}, "found two of '1'"),
         ({"a": np.ones(2)}, "found ndarray for 'a'"),
         ({}, "found none"),
     ):

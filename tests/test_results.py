@@ -88,12 +88,35 @@ def test_results_of_something_else_are_not_mixed_in(tmp_path):
         reopened(tmp_path)
 
 
-@pytest.mark.parametrize("text", ["hello\n", '{"name": 1}\n', '{"setting": {}}\n[]\n', "\xff\n"])
-def test_a_strange_file_is_refused(tmp_path, text):
-    (tmp_path / "results.jsonl").write_text(text, encoding="latin1")
+@pytest.mark.parametrize("text", ['{"setting": {}}\n[]\n', '{"setting": {}}\n{"name": 1}\n'])
+def test_rows_that_cannot_be_read_are_refused(tmp_path, text):
+    (tmp_path / "results.jsonl").write_text(text)
     with pytest.raises(CorruptDataError, match="expected results of a sweep"):
         reopened(tmp_path)
-    assert (tmp_path / "results.jsonl").read_text(encoding="latin1") == text
+    assert (tmp_path / "results.jsonl").read_text() == text
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("results.csv", "my,own\n"),
+        ("results.png", "drawing"),
+        ("results.jsonl", ""),
+        ("results.jsonl", "no newline"),
+        ("results.jsonl", "hello\n"),
+        ("results.jsonl", '{"name": 1}\n'),
+        ("results.jsonl", "[]\n"),
+        ("results.jsonl", "\xff\n"),
+    ],
+)
+def test_files_of_somebody_else_are_refused(tmp_path, name, text):
+    (tmp_path / name).write_text(text, encoding="latin1")
+    with pytest.raises(OutputExistsError, match=f"{name} exists, but .* --overwrite"):
+        reopened(tmp_path)
+    assert [p.name for p in tmp_path.iterdir() if p.name.startswith("results")] == [name]
+    assert (tmp_path / name).read_text(encoding="latin1") == text
+    fill(tmp_path, row(), overwrite=True)
+    assert list(reopened(tmp_path).rows) == ["k2-end5-uniform"]
 
 
 def test_metrics_cannot_hide_columns(tmp_path):

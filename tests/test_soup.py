@@ -65,5 +65,18 @@ def test_best_window_by_hand():
     assert found.score == pytest.approx(1 / 3)
     assert len(found.trials) == 6
     assert best_window(trees.get, trees, distance, ks=[1, 2, 9]).steps == (5,)
-    with pytest.raises(SelectionError, match="no window"):
+    with pytest.raises(SelectionError, match="no window of 9 checkpoints fits; existing: 1"):
         best_window(trees.get, trees, distance, ks=[9])
+    with pytest.raises(SelectionError, match="found 2 without"):
+        best_window(trees.get, trees, lambda _: math.nan, ks=[1, 2])
+
+
+def test_mistakes_in_windows_are_found_before_anything_is_scored():
+    trees = {step: {"w": np.float32([step])} for step in (1, 2, 3, 5, 6)}
+    with pytest.raises(SelectionError, match="misses checkpoint 4"):
+        best_window(trees.get, trees, pytest.fail, ks=[1, 2, 4])
+    with pytest.raises(SelectionError, match="no checkpoint 7"):
+        best_window(trees.get, trees, pytest.fail, ks=[1], ends=[6, 7])
+    for search in (lambda *a, **m: best_window(*a, ks=[1], **m), greedy_soup):
+        with pytest.raises(SelectionError, match="mode: expected 'min' or 'max', found 'up'"):
+            search(trees.get, trees, pytest.fail, mode="up")

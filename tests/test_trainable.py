@@ -42,6 +42,26 @@ def test_outside_only_affine_coefficients_reach_it():
     assert convex.losses[-1] > 3.9
 
 
+def test_complex_leaves_keep_their_imaginary_parts():
+    trees = [{"w": np.complex64([1j])}, {"w": np.complex64([3j + 2])}]
+
+    def loss(tree, scale):
+        assert tree["w"].dtype == np.complex64
+        return scale * jnp.sum(jnp.abs(tree["w"] - jnp.complex64(0.5 + 1.5j)) ** 2)
+
+    learned = learn_coefficients(trees, loss, [jnp.float32(1)], passes=400)
+    assert learned.losses[0] == pytest.approx(0.5)
+    np.testing.assert_allclose(learned.coefficients, [0.75, 0.25], atol=2e-3)
+
+
+def test_a_loss_that_exits_is_no_success():
+    def leaving(tree, batch):
+        raise SystemExit(0)
+
+    with pytest.raises(TrainingFailedError, match=r"sys.exit\(0\) at step 1"):
+        learn_coefficients(TREES, leaving, [1.0])
+
+
 def test_wrong_use_is_explained():
     with pytest.raises(SelectionError, match="found 3 and 0"):
         learn_coefficients(TREES, loss_to(0.0, 0.0), [])

@@ -22,7 +22,8 @@ class OneAverage(Averaging):
     """Commands that make one average."""
 
     bn: Literal["latest", "average"] = "latest"
-    """BatchNorm statistics: of the newest checkpoint, or averaged like weights."""
+    """BatchNorm statistics: of the newest checkpoint, or averaged like weights. (In Python,
+    lawa_jax.average_checkpoints averages them unless told otherwise.)"""
     out: Annotated[str | None, tyro.conf.arg(aliases=["-o"])] = None
     """Where to write the average."""
 

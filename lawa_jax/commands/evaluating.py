@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from lawa_jax.results import Row
 
 Policy = Literal["latest", "average", "recalibrate"]
+IMAGE_SPLITS = ("train", "val")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,7 +30,7 @@ class Evaluating(Averaging):
     evaluate: bool = False
     """Evaluate as the shipped trainers do, for a ResNet or RoBERTa run of theirs."""
     splits: str = "val"
-    """With --evaluate: parts of the data, of train,val,test."""
+    """With --evaluate: parts of the data, of train,val,test (images: train,val)."""
     set: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """With --evaluate: another value for a field of the run's configuration (data_dir=PATH,
     eval_batch_size=16; repeatable)."""
@@ -62,7 +63,10 @@ class Evaluating(Averaging):
         if self.evaluator is not None:
             return load_evaluator(self.evaluator), self.bn or "latest"
         # The trainers' machinery takes seconds to import.
-        from lawa_jax.training.evaluator import run_evaluator
+        from etils import epath
+
+        from lawa_jax.training.config import ImageConfig
+        from lawa_jax.training.evaluator import run_config, run_evaluator
 
         changes = {}
         for text in self.set:
@@ -73,6 +77,13 @@ class Evaluating(Averaging):
         splits = [split.strip() for split in self.splits.split(",") if split.strip()]
         if not splits:
             raise ConfigError("--splits: expected some of train,val,test, found nothing")
+        config = run_config(epath.Path(run), changes)
+        # Text says so itself when it is opened; images would after the first evaluations.
+        if isinstance(config, ImageConfig) and (unknown := sorted({*splits} - {*IMAGE_SPLITS})):
+            raise ConfigError(
+                f"--splits {self.splits}: there is no split {unknown[0]!r} of images; expected "
+                f"some of {', '.join(IMAGE_SPLITS)}"
+            )
         return run_evaluator(run, splits=splits, bn=self.bn, changes=changes)
 
 

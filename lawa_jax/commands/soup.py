@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from lawa_jax.evaluators import Evaluator, Metrics
     from lawa_jax.jobs import Job, Options
     from lawa_jax.soup import Found
+    from lawa_jax.trajectory import Estimate
 
 
 class Scoring(NamedTuple):
@@ -35,8 +36,8 @@ class Scoring(NamedTuple):
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Soup(Evaluating):
     """Find what to average by trying on held-out data: lawa soup RUN --evaluator mine.py:score
-    --metric loss -o OUT. Report on other data than the search saw: by other metrics of the same
-    function, by --report, or with --evaluate by other --splits."""
+    --metric loss -o OUT. Report on other data than the search saw: by --report, or with --evaluate
+    by other --splits."""
 
     run: Path
     """Run directory."""
@@ -62,6 +63,7 @@ class Soup(Evaluating):
     def __call__(self) -> None:
         """Search, report and write."""
         from lawa_jax import window
+        from lawa_jax.trajectory import estimate, run_jobs
 
         if not self.is_evaluating():
             raise ConfigError(
@@ -73,8 +75,11 @@ class Soup(Evaluating):
         wanted = existing if self.steps is None else numbers(self.steps, "--steps")
         candidates = window.select(existing, wanted)
         options = self.options("average")
+        ks = numbers(self.k, "-k")
+        ends = candidates[-1:] if self.end is None else numbers(self.end, "--end")
+        self._check(candidates, ks, ends)
         if self.dry_run:
-            self._plan(candidates, options)
+            self._plan(candidates, ks, ends, options)
             return
         if self.out is None:
             raise ConfigError("say where to write the average: -o OUT (or --dry-run)")
@@ -82,23 +87,23 @@ class Soup(Evaluating):
             raise OutputExistsError(
                 f"{self.out} already exists; choose another output, or --overwrite"
             )
-        ks = numbers(self.k, "-k")
-        ends = candidates[-1:] if self.end is None else numbers(self.end, "--end")
-        self._check(candidates, ks, ends)
         scoring = self._scoring()
-        found = self._search(candidates, ks, ends, scoring, options)
-        # Recomputed statistics are of the same batches for all trees.
-        span = (candidates[0], candidates[-1])
-        report = _scored(scoring.reporting or scoring.selecting, found.tree, span)
         if scoring.reporting is None:
-            # Without a name it is the only one.
-            others = report.keys() - {scoring.metric} if scoring.metric else ()
-            report = {name: value for name, value in report.items() if name in others}
-        self._write(found, report, scoring, options)
+            print(self._flattering(), file=sys.stderr)
+        found, metrics = self._search(candidates, ks, ends, scoring, options)
+        job = self._job(found.steps)
+        # Before the report: what was searched for is not lost where that fails.
+        run_jobs([job], [self.out], options=options, overwrite=self.overwrite)
+        try:
+            report = _report(scoring, found, metrics, (candidates[0], candidates[-1]))
+        except BaseException:
+            print(self._found(found), file=sys.stderr, flush=True)
+            raise
+        self._say(found, report, scoring, estimate([job], options))
 
     def _check(self, candidates: Sequence[int], ks: Sequence[int], ends: Sequence[int]) -> None:
         """Find mistakes before anything is evaluated."""
-        from lawa_jax import window
+        from lawa_jax import soup, window
 
         if self.search == "best-k" and (len(ks) != 1 or not 1 <= ks[0] <= len(candidates)):
             raise ConfigError(
@@ -108,22 +113,41 @@ class Soup(Evaluating):
             window.select(candidates, ends)
             if min(ks) < 1:
                 raise ConfigError(f"-k {self.k}: expected numbers >= 1")
+            most = sum(step <= max(ends) for step in candidates)
+            if max(ks) > most:
+                raise ConfigError(
+                    f"-k {self.k}: expected numbers of at most {most}, the candidates up to "
+                    f"{max(ends)}; choose a smaller k, or a later --end"
+                )
+            # Gaps are found, too.
+            soup.windows(candidates, ks, ends)
+
+    def _metric(self) -> str | None:
+        return self.metric or ("val/loss" if self.evaluate else None)
+
+    def _others(self, metric: str | None) -> list[str]:
+        """With --evaluate the splits that the search does not use."""
+        if not self.evaluate:
+            return []
+        assert metric is not None
+        splits = [split.strip() for split in self.splits.split(",") if split.strip()]
+        chosen = metric.partition("/")[0]
+        if chosen not in splits:
+            raise ConfigError(
+                f"--metric {metric}: expected a metric of --splits {self.splits}, such as "
+                f"{(splits or ['val'])[0]}/loss"
+            )
+        return [split for split in splits if split != chosen]
 
     def _scoring(self) -> Scoring:
         from lawa_jax.evaluators import load_evaluator
 
-        splits = [split.strip() for split in self.splits.split(",") if split.strip()]
-        metric, others = self.metric, []
+        metric = self._metric()
+        others = self._others(metric)
         if self.evaluate:
+            assert metric is not None
             # The search evaluates the one split it needs.
-            metric = metric or "val/loss"
             chosen = metric.partition("/")[0]
-            if chosen not in splits:
-                raise ConfigError(
-                    f"--metric {metric}: expected a metric of --splits {self.splits}, such as "
-                    f"{(splits or ['val'])[0]}/loss"
-                )
-            others = [split for split in splits if split != chosen]
             selecting, policy = dataclasses.replace(self, splits=chosen).load(self.run)
         else:
             selecting, policy = self.load(self.run)
@@ -134,7 +158,7 @@ class Soup(Evaluating):
                 "average" + (" or --bn recalibrate" if self.evaluate else "")
             )
         if self.report is not None:
-            return Scoring(selecting, load_evaluator(self.report), metric, policy)
+            return Scoring(selecting, load_evaluator(self.report, "--report"), metric, policy)
         if others:
             reporting, _ = dataclasses.replace(self, splits=",".join(others)).load(self.run)
             return Scoring(selecting, reporting, metric, policy)
@@ -147,26 +171,31 @@ class Soup(Evaluating):
         ends: Sequence[int],
         scoring: Scoring,
         options: "Options",
-    ) -> "Found":
+    ) -> "tuple[Found, Metrics]":
+        """What was found, and all metrics of it by the function of the search."""
         from lawa_jax import soup
         from lawa_jax.evaluators import metric_of
 
-        evaluator, metric, tried = scoring.selecting, scoring.metric, 0
+        evaluator, metric = scoring.selecting, scoring.metric
+        tried: list[Metrics] = []
         span = (candidates[0], candidates[-1])
 
         def score(tree: Any) -> float:
-            nonlocal tried
-            tried += 1
-            value = metric_of(_scored(evaluator, tree, span), metric, evaluator.name)
-            print(f"{tried}: {metric or 'score'} {value:.6g}", file=sys.stderr, flush=True)
+            # Recomputed statistics are of the same batches for all trees.
+            tried.append(_scored(evaluator, tree, span))
+            value = metric_of(tried[-1], metric, evaluator.name)
+            print(f"{len(tried)}: {metric or 'score'} {value:.6g}", file=sys.stderr, flush=True)
             return value
 
         load = functools.partial(_load, self.run, options=options)
+        # Both score what they found in the end.
         if self.search == "greedy":
-            return soup.greedy_soup(load, candidates, score, mode=self.mode)
+            return soup.greedy_soup(load, candidates, score, mode=self.mode), tried[-1]
         if self.search == "best-k":
-            return soup.best_k(load, candidates, score, ks[0], mode=self.mode)
-        return soup.best_window(load, candidates, score, ks=ks, ends=ends, mode=self.mode)
+            return soup.best_k(load, candidates, score, ks[0], mode=self.mode), tried[-1]
+        found = soup.best_window(load, candidates, score, ks=ks, ends=ends, mode=self.mode)
+        best = next(n for n, trial in enumerate(found.trials) if trial.steps == found.steps)
+        return found, tried[best]
 
     def _job(self, steps: tuple[int, ...]) -> "Job":
         from lawa_jax.jobs import Job, address
@@ -174,16 +203,23 @@ class Soup(Evaluating):
         sources = tuple(address(self.run, step) for step in steps)
         return Job(sources, (1.0,) * len(steps), f"soup:{self.search}", f"soup-{self.search}")
 
-    def _plan(self, candidates: tuple[int, ...], options: "Options") -> None:
+    def _plan(
+        self,
+        candidates: tuple[int, ...],
+        ks: Sequence[int],
+        ends: Sequence[int],
+        options: "Options",
+    ) -> None:
+        from lawa_jax import soup
         from lawa_jax.trajectory import estimate
 
         n = len(candidates)
-        ends = 1 if self.end is None else len(numbers(self.end, "--end"))
-        evaluations = {
-            "greedy": 2 * n,
-            "best-k": n + 1,
-            "best-window": ends * len(numbers(self.k, "-k")),
-        }[self.search]
+        if self.search == "best-window":
+            evaluations = len(soup.windows(candidates, ks, ends))
+        else:
+            evaluations = 2 * n if self.search == "greedy" else n + 1
+        # The function of the search is not asked again.
+        evaluations += self.report is not None or bool(self._others(self._metric()))
         size = estimate([self._job(candidates[:1])], options).bytes_to_write
         plan = {"candidates": list(candidates), "evaluations": evaluations, "bytes_each": size}
         if self.json:
@@ -194,21 +230,29 @@ class Soup(Evaluating):
                 f"{evaluations} evaluations"
             )
 
-    def _write(
-        self, found: "Found", report: "Metrics", scoring: Scoring, options: "Options"
+    def _flattering(self) -> str:
+        if self.evaluate:
+            return (
+                "warning: the reported figures flatter, for they are of the split that the search "
+                "sees; for figures of others give further --splits, or --report file.py:function"
+            )
+        return (
+            "warning: the reported figures flatter where they are of data that the search sees; "
+            "for figures of other data give --report file.py:function"
+        )
+
+    def _found(self, found: "Found") -> str:
+        assert self.out is not None
+        return (
+            f"found {' '.join(map(str, found.steps))}: {found.score:.6g} in the search\n"
+            f"wrote {os.fspath(as_path(self.out))}"
+        )
+
+    def _say(
+        self, found: "Found", report: "Metrics", scoring: Scoring, expected: "Estimate"
     ) -> None:
         from lawa_jax.evaluators import describe
-        from lawa_jax.trajectory import estimate, run_jobs
 
-        assert self.out is not None
-        job = self._job(found.steps)
-        run_jobs([job], [self.out], options=options, overwrite=self.overwrite)
-        if not report:
-            print(
-                "warning: the search and this score saw the same data, which flatters it; give "
-                "other metrics, --report or further --splits",
-                file=sys.stderr,
-            )
         if self.json:
             print_json(
                 {
@@ -224,7 +268,7 @@ class Soup(Evaluating):
                 }
             )
             return
-        warn_of_statistics(estimate([job], options), "average")
+        warn_of_statistics(expected, "average")
         if scoring.policy == "recalibrate":
             print("the figures here are with recomputed statistics", file=sys.stderr)
         print(
@@ -240,10 +284,10 @@ class Soup(Evaluating):
                 ],
             )
         )
-        print(f"\nfound {' '.join(map(str, found.steps))}: {found.score:.6g} in the search")
+        print("")
         if report:
             print(f"report: {describe(report)}")
-        print(f"wrote {os.fspath(as_path(self.out))}")
+        print(self._found(found))
 
 
 def _load(run: str, step: int, *, options: "Options") -> dict[str, Any]:
@@ -265,6 +309,16 @@ def _scored(evaluator: "Evaluator", tree: Any, span: tuple[int, ...]) -> "Metric
 
     # Soups are made on the device; evaluators are promised numpy.
     return score(evaluator, jax.tree.map(np.asarray, tree), span, "an average of the search")
+
+
+def _report(
+    scoring: Scoring, found: "Found", metrics: "Metrics", span: tuple[int, ...]
+) -> "Metrics":
+    """Figures that the search did not go by."""
+    if scoring.reporting is not None:
+        return _scored(scoring.reporting, found.tree, span)
+    # Without a name it is the only one.
+    return {n: v for n, v in metrics.items() if scoring.metric and n != scoring.metric}
 
 
 def _plain(value: float) -> float | str:

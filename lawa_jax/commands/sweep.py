@@ -168,7 +168,7 @@ class Sweep(Evaluating):
         from lawa_jax import evaluation
         from lawa_jax.report.sweeps import sweep_plot
         from lawa_jax.report.tables import table
-        from lawa_jax.results import Results
+        from lawa_jax.results import FIGURE, IDENTITY, Results
 
         if is_object_store(self._folder()):
             raise ConfigError(f"-o {self.out}: results are appended to, so name a local directory")
@@ -181,6 +181,8 @@ class Sweep(Evaluating):
             "include": list(self.include),
             "exclude": list(self.exclude),
             "dtype": self.dtype,
+            # Last: the others say more clearly what differs.
+            IDENTITY: evaluator.identity,
         }
         results = Results(_local(folder), setting, overwrite=self.overwrite)
         try:
@@ -194,7 +196,7 @@ class Sweep(Evaluating):
             )
         finally:
             results.close()
-        figure = _local(folder) / "results.png"
+        figure = _local(folder) / FIGURE
         shown = sorted(results.rows.values(), key=lambda row: (row.end, row.k))
         sweep_plot(shown, f"{run.name}, {evaluator.name}", figure)
         if self.json:

@@ -42,6 +42,9 @@ def test_a_sweep(lawa, shipped, task, tmp_path):
     options = ["-k", "2", "--end", "4", "--evaluate", "--bn", "average", "-o", tmp_path]
     other = lawa("sweep", shipped, *options)
     assert (other.code, "another bn: 'recalibrate', now 'average'" in other.err) == (2, True)
+    options[-3:-2] = ["recalibrate", "--set", "bn_batches=2"]
+    other = lawa("sweep", shipped, *options)
+    assert (other.code, "with other code or settings" in other.err) == (2, True)
 
 
 def test_a_soup_selects_on_one_split_and_reports_on_another(lawa, shipped, tmp_path):
@@ -50,5 +53,26 @@ def test_a_soup_selects_on_one_split_and_reports_on_another(lawa, shipped, tmp_p
     assert done.code == 0, done.err
     assert sorted(done.json["report"]) == ["val/loss", "val/top1"]
     assert done.json["metric"] == "train/loss"
+    assert "flatter" not in done.err
     people = lawa("soup", shipped, *options, "-o", tmp_path / "other")
     assert "the figures here are with recomputed statistics" in people.err
+
+
+def test_a_soup_of_one_split_is_said_to_flatter(lawa, shipped, tmp_path):
+    options = ["--evaluate", "--search", "best-window", "-k", "1,2", "-o", tmp_path / "out"]
+    done = lawa("soup", shipped, *options, "--json")
+    assert done.code == 0, done.err
+    assert list(done.json["report"]) == ["val/top1"]
+    assert "flatter, for they are of the split that the search sees" in done.err
+
+
+@pytest.mark.parametrize(
+    "command", [["soup"], ["sweep", "--end", "4", "-k", "2"]], ids=lambda command: command[0]
+)
+def test_splits_of_text_are_refused_for_images(lawa, shipped, tmp_path, command):
+    options = ["--evaluate", "--splits", "val,test", "-o", tmp_path / "out"]
+    refused = lawa(*command, shipped, *options)
+    assert refused.code == 2
+    assert "there is no split 'test' of images; expected some of train, val" in refused.err
+    assert "val/loss" not in refused.err
+    assert not (tmp_path / "out").exists()

@@ -10,14 +10,20 @@ from lawa_jax.soup import best_k, best_window, greedy_soup
 from lawa_jax.trajectory import average_checkpoints
 
 CODE = """
+from pathlib import Path
 import numpy as np
 
 def score(tree):
+    with Path(__file__).with_name("calls").open("a") as file:
+        file.write("x")
     kernel = tree["params"]["dense"]["kernel"]
     return {"select": np.abs(kernel).mean(), "other": kernel.sum()}
 
 def alone(tree):
     return -np.abs(tree["params"]["dense"]["kernel"]).mean()
+
+def leaving(tree):
+    raise SystemExit(0)
 
 def elsewhere(tree):
     return {"bias": tree["params"]["dense"]["bias"].sum()}
@@ -71,7 +77,8 @@ def test_what_is_found_is_written(lawa, run, code, tmp_path, options, search):
     assert size(written) == expected.score
     # The report is of the other metric alone.
     assert done.json["report"] == {"other": float(written["params"]["dense"]["kernel"].sum())}
-    assert "flatters" not in done.err
+    # Which may be of the same data.
+    assert done.err.count("warning: the reported figures flatter where") == 1
     assert lawa("verify", out).code == 0
 
 
@@ -85,7 +92,38 @@ def test_for_people(lawa, run, code, tmp_path):
     assert "(--bn average)" in done.err
     assert done.out.splitlines()[0].split() == ["checkpoints", "score"]
     flattering = soup(lawa, run, code, tmp_path / "again", name="alone")
-    assert "the search and this score saw the same data" in flattering.err
+    assert "the reported figures flatter" in flattering.err
+    assert "report" not in flattering.out
+    assert "flatter" not in done.err
+
+
+@pytest.mark.parametrize(
+    "search",
+    [
+        [],
+        ["--search", "best-k"],
+        ["--search", "best-window", "-k", "1,2,4", "--end", "3:6"],
+    ],
+)
+@pytest.mark.parametrize("report", [False, True])
+def test_as_many_evaluations_as_planned(lawa, run, code, tmp_path, search, report):
+    options = ["--metric", "select", *search]
+    options += ["--report", f"{code}:score"] if report else []
+    plan = soup(lawa, run, code, tmp_path / "o", "--dry-run", "--json", *options).json
+    assert soup(lawa, run, code, tmp_path / "o", *options).code == 0
+    assert plan["evaluations"] == len(code.with_name("calls").read_text())
+
+
+def test_a_report_that_fails_loses_no_search(lawa, run, code, tmp_path):
+    options = ["--search", "best-window", "-k", "3", "--report", f"{code}:leaving"]
+    failed = soup(lawa, run, code, tmp_path / "out", *options, name="alone")
+    assert (failed.code, "leaving failed on" in failed.err) == (1, True)
+    assert f"in the search\nwrote {tmp_path / 'out'}\n" in failed.err
+    made = average_checkpoints(run, steps=[8, 9, 10])
+    np.testing.assert_array_equal(
+        open_checkpoint(tmp_path / "out").read_tree()["params"]["dense"]["kernel"],
+        made["params"]["dense"]["kernel"],
+    )
 
 
 def test_a_dry_run_evaluates_nothing(lawa, run, code, tmp_path, model_bytes):
@@ -124,13 +162,41 @@ def test_a_dry_run_evaluates_nothing(lawa, run, code, tmp_path, model_bytes):
             2,
             "do not exist: 12",
         ),
+        (
+            ["--evaluator", "{code}:alone", "--search", "best-window", "-k", "2,11"],
+            2,
+            "-k 2,11: expected numbers of at most 10, the candidates up to 10",
+        ),
+        (
+            [
+                "--evaluator",
+                "{code}:alone",
+                "--search",
+                "best-window",
+                "--steps",
+                "1:4,6:10",
+                "-k",
+                "2,6",
+            ],
+            2,
+            "misses checkpoint 5",
+        ),
         (["--evaluate", "--metric", "test/loss"], 2, "expected a metric of --splits val, such as"),
         (["--evaluator", "{code}:score", "--metric", "select", "-o", "{code}"], 2, "exists"),
+        (["--evaluator", "{code}:leaving"], 1, "failed on an average of the search: SystemExit"),
+        (
+            ["--evaluator", "{code}:alone", "--report", "{code}:absent"],
+            2,
+            "--report {code}:absent: {code} has no function",
+        ),
         (["--evaluator", "{code}:absent"], 2, "has no function 'absent'"),
     ],
 )
 def test_mistakes_are_explained(lawa, run, code, tmp_path, options, code_, message):
     options = [option.format(code=code) for option in options]
+    message = message.format(code=code)
     finished = lawa("soup", run, "-o", tmp_path / "out", *options)
     assert (finished.code, message in finished.err) == (code_, True), finished.err
+    # Before anything is scored.
+    assert "1: score" not in finished.err
     assert not (tmp_path / "out").exists()

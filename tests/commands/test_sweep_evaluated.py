@@ -29,6 +29,9 @@ def score(tree):
 def broken(tree):
     raise RuntimeError("no data today")
 
+def leaving(tree):
+    raise SystemExit(0)
+
 def slow(tree):
     import time
     time.sleep(0.3)
@@ -46,6 +49,11 @@ def code(tmp_path, monkeypatch):
 def calls(code):
     file = code.with_name("calls")
     return len(file.read_text()) if file.exists() else 0
+
+
+def forget(folder):
+    for file in folder.glob("results.*"):
+        file.unlink()
 
 
 def sweep(lawa, run, code, *options, name="score"):
@@ -103,13 +111,34 @@ def test_averages_can_be_kept(lawa, run, code, tmp_path):
     assert sweep(lawa, run, code, "-k", "4", *options[2:], "--keep").code == 0
     assert ((tmp_path / "out" / "k4-end8-uniform").exists(), calls(code)) == (True, before)
     # Averages that are there are evaluated as they are, if they are these.
-    (tmp_path / "out" / "results.jsonl").unlink()
+    forget(tmp_path / "out")
     before = calls(code)
     assert sweep(lawa, run, code, *options, "--keep").code == 0
     assert calls(code) == before + 6
-    (tmp_path / "out" / "results.jsonl").unlink()
+    forget(tmp_path / "out")
     refused = sweep(lawa, run, code, *options, "--keep", "--dtype", "float64")
     assert (refused.code, "other sources, weights or options" in refused.err) == (2, True)
+
+
+def test_files_of_somebody_else_are_refused(lawa, run, code, tmp_path):
+    (tmp_path / "results.csv").write_text("my,own\n")
+    refused = sweep(lawa, run, code, "-k", "2", "-o", tmp_path)
+    assert (refused.code, "results.csv exists, but" in refused.err) == (2, True)
+    assert ((tmp_path / "results.csv").read_text(), calls(code)) == ("my,own\n", 0)
+    assert sweep(lawa, run, code, "-k", "2", "-o", tmp_path, "--overwrite").code == 0
+
+
+def test_figures_of_changed_code_are_not_mixed_in(lawa, run, code, tmp_path):
+    out = tmp_path / "out"
+    assert sweep(lawa, run, code, "-k", "1", "-o", out).code == 0
+    code.write_text(CODE + "# better\n")
+    before = (out / "results.jsonl").read_bytes()
+    refused = sweep(lawa, run, code, "-k", "2", "-o", out)
+    assert (refused.code, "with other code or settings" in refused.err) == (2, True)
+    assert (out / "results.jsonl").read_bytes() == before
+    assert sweep(lawa, run, code, "-k", "2", "-o", out, "--overwrite").code == 0
+    rows = list(csv.DictReader((out / "results.csv").read_text().splitlines()))
+    assert {row["k"] for row in rows} == {"2"}
 
 
 def test_a_dry_run_evaluates_nothing(lawa, run, code, tmp_path, model_bytes):
@@ -127,6 +156,7 @@ def test_a_dry_run_evaluates_nothing(lawa, run, code, tmp_path, model_bytes):
     ("options", "code_", "message"),
     [
         (["--evaluator", "{code}:broken"], 1, "failed on k5-end5-uniform: RuntimeError: no data"),
+        (["--evaluator", "{code}:leaving"], 1, "failed on k5-end5-uniform: SystemExit: 0"),
         (["--evaluator", "{code}:score", "--evaluate"], 2, "contradict each other"),
         (["--evaluator", "{code}:score", "--splits", "test"], 2, "--splits goes with --evaluate"),
         (["--evaluator", "{code}:score", "--set", "a=1"], 2, "--set goes with --evaluate"),
