@@ -4,7 +4,12 @@ import re
 from pathlib import Path
 from typing import Any
 
-from lawa_jax.errors import DataNotFoundError, MissingDependencyError
+from lawa_jax.errors import (
+    CorruptDataError,
+    DataNotFoundError,
+    LawaError,
+    MissingDependencyError,
+)
 
 DATASET = "imagenet2012"
 _INFO = "dataset_info.json"
@@ -41,6 +46,7 @@ class TfdsImages:
     Raises:
       MissingDependencyError: TFDS is not installed.
       DataNotFoundError: no such split or features, or files without random access.
+      CorruptDataError: its description or its files are damaged.
     """
 
     def __init__(self, directory: str | Path, split: str) -> None:
@@ -61,6 +67,17 @@ class TfdsImages:
                 f"{self.directory} was prepared by TensorFlow Datasets, and reading it needs "
                 f"{error.name}: pip install 'lawa-jax[tfds]' (TensorFlow itself is not needed)"
             ) from error
+        try:
+            return self._open_with(tfds)
+        except LawaError:
+            raise
+        except Exception as error:  # TFDS, protobuf and array_record raise whatever they meet
+            raise CorruptDataError(
+                f"{self.directory}: its split {self.split!r} cannot be opened ({_reason(error)}); "
+                f"copy it again, or prepare it again: tfds build {DATASET}"
+            ) from error
+
+    def _open_with(self, tfds: Any) -> tuple[Any, Any]:
         builder = tfds.builder_from_directory(self.directory)
         features, splits = builder.info.features, builder.info.splits
         if self.split not in splits or not {"image", "label"} <= set(features):
@@ -94,11 +111,33 @@ class TfdsImages:
 
     def name(self, index: int) -> str:
         """The split's directory, the index, and the file name where the data set has one."""
-        file_name = self._opened()[index].get("file_name", "")
+        try:
+            file_name = self._record(index).get("file_name", "")
+        except CorruptDataError:
+            file_name = ""
         where = file_name.decode() if isinstance(file_name, bytes) else str(file_name)
         return f"{self.directory} {self.split}[{index}] {where}".rstrip()
 
     def read(self, index: int) -> tuple[bytes, int]:
-        """The bytes of an image file, and its label."""
-        record = self._opened()[index]
+        """The bytes of an image file, and its label.
+
+        Raises:
+          CorruptDataError: the record cannot be read.
+        """
+        record = self._record(index)
         return bytes(record["image"]), int(record["label"])
+
+    def _record(self, index: int) -> dict[str, Any]:
+        records = self._opened()
+        try:
+            record: dict[str, Any] = records[index]
+        except Exception as error:  # the same
+            raise CorruptDataError(f"the record cannot be read ({_reason(error)})") from error
+        # What array_record finds in a truncated file.
+        if record.get("image") is None or record.get("label") is None:
+            raise CorruptDataError("the record cannot be read (it is empty)")
+        return record
+
+
+def _reason(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -3,6 +3,7 @@
 import importlib
 import json
 import pickle
+import shutil
 import sys
 import textwrap
 
@@ -12,7 +13,7 @@ import pytest
 from lawa_jax.data import imagenet, images
 from lawa_jax.data.loader import eval_batches, train_batches
 from lawa_jax.data.tfds_images import TfdsImages, find_builder
-from lawa_jax.errors import DataNotFoundError, MissingDependencyError
+from lawa_jax.errors import CorruptDataError, DataNotFoundError, MissingDependencyError
 
 # TFDS wants a builder to live in a module of a package.
 BUILDER = """
@@ -140,6 +141,29 @@ def test_files_without_random_access(prepared, tmp_path):
         DataNotFoundError, match=r"expected array_record files, found tfrecord.*--file_format=arr"
     ):
         imagenet.find(tmp_path)
+
+
+@pytest.mark.parametrize("damage", ["missing", "truncated", "flipped", "description"])
+def test_damage_is_one_kind_of_error(prepared, tmp_path, damage):
+    directory = tmp_path / "copy"
+    shutil.copytree(find_builder(prepared[0]), directory)
+    [records] = directory.glob("*-train.array_record*")
+    content = bytearray(records.read_bytes())
+    if damage == "missing":
+        records.unlink()
+    elif damage == "truncated":
+        records.write_bytes(content[: len(content) // 2])
+    elif damage == "flipped":
+        # Nothing that is found is the data: checksums are the format's own.
+        content[len(content) // 4 :: 64] = bytes(b ^ 1 for b in content[len(content) // 4 :: 64])
+        records.write_bytes(content)
+    else:
+        (directory / "dataset_info.json").write_text("{")
+    with pytest.raises(CorruptDataError, match=r"cannot be (opened|read)"):  # noqa: PT012
+        images = TfdsImages(directory, "train")
+        for index in range(len(images)):
+            assert "train" in images.name(index)
+            images.read(index)
 
 
 @pytest.mark.parametrize(
