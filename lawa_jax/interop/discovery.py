@@ -164,8 +164,11 @@ def _place_unnamed(
     alone: bool,
 ) -> list[str]:
     """Files like checkpoint_last.pt: by their content, unless their epoch is there already."""
-    ignored = []
+    ignored: list[str] = []
+    offset = None
     for path in paths:
+        if offset is None:
+            offset = _stated_minus_named(by_epoch, facts)
         try:
             found = facts(path)
         except LawaError as error:
@@ -177,6 +180,8 @@ def _place_unnamed(
         epoch = found.get("epoch", found.get("step"))
         if epoch is not None and found.get("completed") is False:
             epoch -= 1
+        if epoch is not None and "epoch" in found:
+            epoch -= offset
         if epoch is None and alone:
             epoch = 0
         if epoch is None:
@@ -190,6 +195,18 @@ def _place_unnamed(
         else:
             by_epoch[epoch] = path
     return ignored
+
+
+def _stated_minus_named(by_epoch: dict[int, Path], facts: Callable[[Path], dict[str, Any]]) -> int:
+    """1 where files state the epoch to do next, as PyTorch's ImageNet example does; else 0."""
+    for named, path in itertools.islice(sorted(by_epoch.items()), 1):
+        try:
+            found = facts(path)
+        except LawaError:
+            return 0
+        stated = found.get("epoch", named) - (0 if found.get("completed", True) else 1)
+        return stated - named if abs(stated - named) == 1 else 0
+    return 0
 
 
 def _selected(

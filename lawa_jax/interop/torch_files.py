@@ -146,6 +146,11 @@ def load(path: Path, *, stubs: Iterable[str] = ()) -> Any:
 
 
 def _damaged(path: Path, error: Exception) -> str:
+    if f"Unsupported operand {pickle.FRAME[0]}" in str(error):
+        return (
+            f"{path}: pickled with protocol 4 or later, which PyTorch's safe reader does not know; "
+            "save it again without pickle_protocol=, where you trust it"
+        )
     return (
         f"{path}: not a PyTorch checkpoint, or a truncated one "
         f"({path.stat().st_size} bytes; {_first_line(error)}); copy it again"

@@ -123,3 +123,13 @@ def test_a_date_in_a_name_is_no_epoch(tmp_path):
     assert [f.epoch for f in found(source, epochs=(1, 3)).checkpoints] == [1, 2, 3]
     with pytest.raises(SelectionError, match="too far apart"):
         found(source, epochs=(1, 20_000_000_000))
+
+
+def test_the_best_is_a_copy_of_one_of_the_others(tmp_path):
+    # As PyTorch's ImageNet example saves: files state the epoch to do next.
+    names = [f"checkpoint_{epoch}.pth.tar" for epoch in range(4)]
+    facts = {name: {"epoch": epoch + 1} for epoch, name in enumerate(names)}
+    source = folder(tmp_path, *names, "model_best.pth.tar")
+    result = found(source, {**facts, "model_best.pth.tar": {"epoch": 4}})
+    assert [f.epoch for f in result.checkpoints] == [0, 1, 2, 3]
+    assert "model_best.pth.tar: its epoch 3 is checkpoint_3.pth.tar" in result.ignored

@@ -170,3 +170,9 @@ def test_without_torch(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(MissingDependencyError, match=r"pip install 'lawa-jax\[convert\]'"):
         torch_files.read(tmp_path / "file.pt")
+
+
+def test_a_later_pickle_protocol_is_no_damage(tmp_path):
+    torch.save({"w": torch.ones(2)}, tmp_path / "w.pt", pickle_protocol=4)
+    with pytest.raises(CorruptCheckpointError, match="protocol 4 or later"):
+        torch_files.read(tmp_path / "w.pt")
