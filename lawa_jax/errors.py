@@ -11,6 +11,12 @@ EXIT_USAGE = 2
 EXIT_IO = 3
 
 
+def reason_of(error: Exception) -> str:
+    """The first line of what somebody else's code raised, for a message of ours."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
 class LawaError(Exception):
     """Base of every error raised on purpose; `exit_code` is what the scripts return."""
 

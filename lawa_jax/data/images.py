@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from lawa_jax.data import jpeg
-from lawa_jax.errors import CorruptDataError
+from lawa_jax.errors import CorruptDataError, reason_of
 
 # Of ImageNet, in units of the full range; red, green, blue.
 MEAN = (0.485, 0.456, 0.406)
@@ -39,7 +39,7 @@ def open_image(data: bytes) -> Image.Image:
     except UnidentifiedImageError as error:
         raise CorruptDataError("not an image that Pillow can open") from error
     except Exception as error:  # Pillow's plugins raise whatever their parsers meet
-        raise CorruptDataError(f"not an image that Pillow can open ({_reason(error)})") from error
+        raise CorruptDataError(f"not an image that Pillow can open ({reason_of(error)})") from error
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -52,7 +52,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
         image.load()
         return image if image.mode == "RGB" else image.convert("RGB")
     except Exception as error:  # the same
-        raise CorruptDataError(f"the pixels cannot be decoded ({_reason(error)})") from error
+        raise CorruptDataError(f"the pixels cannot be decoded ({reason_of(error)})") from error
 
 
 def evaluation_pixels(data: bytes, *, size: int = 224, resize: int = 256) -> np.ndarray:
@@ -202,7 +202,3 @@ def normalize(images: Any) -> Any:
     rows -= mean
     rows /= std
     return rows.reshape(images.shape)
-
-
-def _reason(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__

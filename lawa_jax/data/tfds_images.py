@@ -9,6 +9,7 @@ from lawa_jax.errors import (
     DataNotFoundError,
     LawaError,
     MissingDependencyError,
+    reason_of,
 )
 
 DATASET = "imagenet2012"
@@ -73,7 +74,7 @@ class TfdsImages:
             raise
         except Exception as error:  # TFDS, protobuf and array_record raise whatever they meet
             raise CorruptDataError(
-                f"{self.directory}: its split {self.split!r} cannot be opened ({_reason(error)}); "
+                f"{self.directory}: split {self.split!r} cannot be opened ({reason_of(error)}); "
                 f"copy it again, or prepare it again: tfds build {DATASET}"
             ) from error
 
@@ -132,12 +133,8 @@ class TfdsImages:
         try:
             record: dict[str, Any] = records[index]
         except Exception as error:  # the same
-            raise CorruptDataError(f"the record cannot be read ({_reason(error)})") from error
+            raise CorruptDataError(f"the record cannot be read ({reason_of(error)})") from error
         # What array_record finds in a truncated file.
         if record.get("image") is None or record.get("label") is None:
             raise CorruptDataError("the record cannot be read (it is empty)")
         return record
-
-
-def _reason(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -23,6 +23,7 @@ from lawa_jax.errors import (
     CorruptCheckpointError,
     MissingDependencyError,
     UnsafePickleError,
+    reason_of,
 )
 from lawa_jax.interop import facts, inert
 from lawa_jax.interop.state import State, find_tensors
@@ -199,8 +200,7 @@ def _refused(path: Path, name: str) -> UnsafePickleError:
 
 
 def _first_line(error: Exception) -> str:
-    text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0][:160]}" if text else type(error).__name__
+    return f"{type(error).__name__}: {reason_of(error)[:160]}"
 
 
 def to_tensor(array: np.ndarray) -> Any:
@@ -252,5 +252,5 @@ def write(
     try:
         torch.save(content, path)
     except RuntimeError as error:  # what torch makes of a full disk or a missing permission
-        reason = str(error).splitlines()[0]
-        raise CheckpointWriteError(errno.EIO, f"{path} could not be written: {reason}") from error
+        text = f"{path} could not be written: {reason_of(error)}"
+        raise CheckpointWriteError(errno.EIO, text) from error
