@@ -24,10 +24,10 @@ import numpy as np
 import tyro
 
 from lawa_jax import script, streaming
-from lawa_jax.checkpoints import Checkpoint, open_checkpoint
-from lawa_jax.jobs import sweep_jobs, window_job
-from lawa_jax.streaming.sinks import MemorySink, NullSink
-from lawa_jax.trajectory import run_jobs
+from lawa_jax.offline.prepare import make_averages
+from lawa_jax.offline.recipe import sweep_recipes, window_recipe
+from lawa_jax.offline.sinks import MemorySink, NullSink
+from lawa_jax.trajectory import Checkpoint, open_checkpoint
 from lawa_jax.tree import named_leaves
 
 Model = Literal["resnet50", "roberta"]
@@ -189,8 +189,8 @@ def whole(arguments: Arguments, model: Model, k: int) -> None:
 
     def ours() -> None:
         out = place / "average"
-        job = window_job(place / "run", k=k, end=k)
-        (result,) = run_jobs([job], [out])
+        recipe = window_recipe(place / "run", k=k, end=k)
+        (result,) = make_averages([recipe], [out])
         for phase, value in result.seconds.items():
             phases.setdefault(phase, []).append(value)
 
@@ -216,7 +216,7 @@ def sweep(arguments: Arguments) -> None:
     place, ks, ends = arguments.dir / "resnet50", (2, 3, 5, 10), range(10, 41, 5)
     run = data.make_run(place / "run", "resnet50", 40)
     files = data.make_torch(place / "torch", "resnet50", 40, 0)
-    jobs = sweep_jobs(run, ks=ks, ends=list(ends))
+    recipes = sweep_recipes(run, ks=ks, ends=list(ends))
     out = place / "sweep"
     read: list[int] = []
     counted = [0]
@@ -226,12 +226,12 @@ def sweep(arguments: Arguments) -> None:
 
     def one_pass() -> None:
         counted[0] = 0
-        run_jobs(jobs, [out / job.name for job in jobs], progress=progress)
+        make_averages(recipes, [out / recipe.name for recipe in recipes], progress=progress)
         read.append(counted[0])
 
     def again() -> None:
-        for job in jobs:
-            run_jobs([job], [out / job.name])
+        for recipe in recipes:
+            make_averages([recipe], [out / recipe.name])
 
     def original() -> None:
         torch = peers.import_torch()
@@ -258,7 +258,7 @@ def sweep(arguments: Arguments) -> None:
         f"once: {all(r == 40 * size for r in read)}"
     )
     windows = len(ends) * sum(ks)
-    predicted = (windows + len(jobs)) / (40 + len(jobs))
+    predicted = (windows + len(recipes)) / (40 + len(recipes))
     found = ratios(seconds, names[2], names[1])[0]
     print(f"one pass against re-reading: {found:.2f} times; bytes predict {predicted:.2f}")
     aim("share of what the bytes predict", found / predicted, 0.8)

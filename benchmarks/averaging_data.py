@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from lawa_jax.checkpoints import StreamingWriter, write_checkpoint
-from lawa_jax.interop.torch_files import import_torch
+from lawa_jax.output import StepWriter, write_checkpoint
+from lawa_jax.trajectory.formats.torch_files import import_torch
 from lawa_jax.tree import LeafSpec, named_leaves, nested
 
 Leaves = dict[str, np.ndarray]
@@ -104,7 +104,7 @@ def make_large_run(folder: Path, parameters: int, epochs: int) -> Path:
         target = folder / "epochs" / str(epoch)
         if target.exists():
             continue
-        with StreamingWriter(target, specs, keys) as writer:
+        with StepWriter(target, specs, keys) as writer:
             for i, name in enumerate(specs):
                 for j in range(PER_LEAF):
                     index = (slice(j * BLOCK, (j + 1) * BLOCK),)

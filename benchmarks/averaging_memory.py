@@ -21,9 +21,9 @@ import numpy as np
 import tyro
 
 from lawa_jax import script
-from lawa_jax.checkpoints import open_checkpoint
-from lawa_jax.jobs import DEFAULT_MEMORY, Options, window_job
-from lawa_jax.trajectory import estimate, run_jobs
+from lawa_jax.offline.prepare import estimate, make_averages
+from lawa_jax.offline.recipe import DEFAULT_MEMORY, AveragingOptions, window_recipe
+from lawa_jax.trajectory import open_checkpoint
 
 STEPS = 50
 
@@ -57,13 +57,13 @@ def measure_here(arguments: Arguments) -> None:
     out = arguments.dir / f"average-{parameters}-{k}-{memory}"
     for folder in (out, out.with_suffix(".small")):
         shutil.rmtree(folder, ignore_errors=True)
-    options = Options(memory=memory)
-    run_jobs([window_job(small, k=2)], [out.with_suffix(".small")], options=options)
-    job = window_job(arguments.dir / str(parameters), k=k, end=STEPS)
-    bound = estimate([job], options).memory_bound
+    options = AveragingOptions(memory=memory)
+    make_averages([window_recipe(small, k=2)], [out.with_suffix(".small")], options=options)
+    recipe = window_recipe(arguments.dir / str(parameters), k=k, end=STEPS)
+    bound = estimate([recipe], options).memory_bound
     before = status("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")
-    (result,) = run_jobs([job], [out], options=options)
+    (result,) = make_averages([recipe], [out], options=options)
     peak = status("VmHWM") - before
     worst = check(out, k)
     shutil.rmtree(out)

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from lawa_jax.interop.torch_files import import_torch
+from lawa_jax.trajectory.formats.torch_files import import_torch
 
 Leaves = dict[str, np.ndarray]
 

@@ -29,25 +29,24 @@ import tyro
 from lawa_jax import script
 from lawa_jax.errors import CheckpointNotFoundError
 from lawa_jax.interop import (
+    conversion,
     epoch_writer,
-    inert,
-    resnet,
-    roberta,
+    fairseq_roberta,
     state_dicts,
-    torch_files,
-    trajectory,
+    torchvision_resnet,
 )
-from lawa_jax.interop.sources import open_state
+from lawa_jax.trajectory.formats import inert, torch_files
+from lawa_jax.trajectory.formats.huggingface import open_state
 
 CONVERTERS = {
-    "resnet50": lambda state: resnet.convert(state, "resnet50"),
-    "roberta": roberta.convert,
+    "resnet50": lambda state: torchvision_resnet.convert(state, "resnet50"),
+    "roberta": fairseq_roberta.convert,
     "state_dicts": state_dicts.convert,
 }
 
 
 @dataclass(frozen=True)
-class Arguments:
+class ConvertArguments:
     """What to measure."""
 
     source: Annotated[Path, tyro.conf.Positional]
@@ -99,7 +98,7 @@ class Stopwatch:
         self._times.append(time.perf_counter() - self._start)
 
 
-def convert(path: Path, target: Path, kind: str) -> int:
+def convert_one(path: Path, target: Path, kind: str) -> int:
     """Convert one file as `convert/` does with --workers 1; bytes of its model."""
     state = open_state(path)
     names = CONVERTERS[kind](state).names
@@ -128,7 +127,7 @@ def floor(path: Path, target: Path) -> None:
 
 def main() -> None:
     """Measure and print."""
-    arguments = tyro.cli(Arguments, description=__doc__)
+    arguments = tyro.cli(ConvertArguments, description=__doc__)
     files = sorted(arguments.source.glob("*.pt"))
     if not files:
         raise CheckpointNotFoundError(f"{arguments.source}: no .pt files in it")
@@ -150,17 +149,17 @@ def main() -> None:
                     floor(file, work / f"raw{number}-{file.stem}")
             os.sync()
             with Stopwatch(whole):
-                trajectory.convert_trajectory(
+                conversion.convert_trajectory(
                     arguments.source,
                     work / f"run{number}",
                     CONVERTERS[arguments.kind],
-                    trajectory.Options(),
+                    conversion.ConvertOptions(),
                 )
             os.sync()
             with Stopwatch(alone):
                 for file in files:
                     with Peak() as peak:
-                        size = convert(file, work / f"{number}{file.stem}", arguments.kind)
+                        size = convert_one(file, work / f"{number}{file.stem}", arguments.kind)
                     peaks.append(peak.highest - peak.start)
     total, most, bound = size * len(files), max(peaks), 1.2 * size + 100e6
     least = statistics.median(theirs)

@@ -31,13 +31,13 @@ from lawa_jax import (
     script,
 )
 from lawa_jax.data.text import dummy_text
-from lawa_jax.interop.torch_files import import_torch
 from lawa_jax.models.roberta import TINY
 from lawa_jax.training.classification import classification_loss
 from lawa_jax.training.image_task import resnet_network
 from lawa_jax.training.mesh import Placement
 from lawa_jax.training.mlm import masked_lm_loss
 from lawa_jax.training.text_task import roberta_network, text_task
+from lawa_jax.trajectory.formats.torch_files import import_torch
 
 
 @dataclasses.dataclass(frozen=True)

@@ -25,10 +25,10 @@ import psutil
 import tyro
 
 from lawa_jax import script
-from lawa_jax.checkpoints import open_checkpoint
 from lawa_jax.errors import LawaError
+from lawa_jax.trajectory import open_checkpoint
 
-COMMAND = "from lawa_jax.cli import main; main()"
+COMMAND = "from lawa_jax.cli.main import main; main()"
 
 
 @dataclasses.dataclass(frozen=True)

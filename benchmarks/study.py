@@ -26,24 +26,18 @@ from etils import epath
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from lawa_jax import (
-    Accumulator,
-    best_window,
-    coefficients,
-    greedy_soup,
-    learn_coefficients,
-    script,
-)
-from lawa_jax.checkpoints import open_checkpoint
+from lawa_jax import Accumulator, best_window, greedy_soup, learn_coefficients, script
+from lawa_jax.averaging import coefficients
 from lawa_jax.errors import TrainingFailedError
 from lawa_jax.training import run_directory
 from lawa_jax.training.config import ImageConfig, from_json
-from lawa_jax.training.lawa import Average, read_verified, settle_statistics
+from lawa_jax.training.lawa import WindowAverage, read_verified, settle_statistics
 from lawa_jax.training.mesh import Placement
 from lawa_jax.training.metrics import total_of
 from lawa_jax.training.task import Task
 from lawa_jax.training.text_config import TextConfig
 from lawa_jax.training.wiring import image_task_of, load_images, load_text, text_task_of
+from lawa_jax.trajectory import open_checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
 UNIFORM = (2, 3, 5, 7, 10, 15, 20)
@@ -162,7 +156,7 @@ class Trained:
     def loss(self, tree: Any, newest: int, half: int) -> float:
         """Held-out loss after BatchNorm has been settled as in training."""
         settled = settle_statistics(
-            Average(tree, self.load(newest), (newest,)), "recalibrate", self.task
+            WindowAverage(tree, self.load(newest), (newest,)), "recalibrate", self.task
         )
         return total_of(self.task.eval_step(settled, b) for b in self.halves[half]).means()["loss"]
 

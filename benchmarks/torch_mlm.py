@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from lawa_jax.data.dictionary import PAD
-from lawa_jax.interop.torch_files import import_torch
+from lawa_jax.trajectory.formats.torch_files import import_torch
 
 
 def torch_mlm(sizes: dict[str, int], *, vocab_size: int, half: bool = False) -> tuple[Any, Any]:

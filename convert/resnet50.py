@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 from lawa_jax import script
-from lawa_jax.interop import resnet
-from lawa_jax.interop.command_line import Arguments, execute, parse
+from lawa_jax.interop import torchvision_resnet
+from lawa_jax.interop.convert_command import ConvertArguments, execute, parse
 from lawa_jax.interop.export import find_names_of
 
 
 @dataclass(frozen=True)
-class ResNetArguments(Arguments):
+class ResNetArguments(ConvertArguments):
     """The common arguments, and the architecture."""
 
     arch: Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "auto"] = "resnet50"
@@ -27,8 +27,8 @@ def main() -> None:
     line = parse(ResNetArguments, __doc__ or "", sys.argv[1:])
     execute(
         line,
-        lambda state: resnet.convert(state, line.arch),
-        None if find_names_of(line.source) else resnet.names_for,
+        lambda state: torchvision_resnet.convert(state, line.arch),
+        None if find_names_of(line.source) else torchvision_resnet.names_for,
     )
 
 

@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 from lawa_jax import script
-from lawa_jax.interop import roberta
-from lawa_jax.interop.command_line import Arguments, execute, parse
+from lawa_jax.interop import fairseq_roberta
+from lawa_jax.interop.convert_command import ConvertArguments, execute, parse
 from lawa_jax.interop.export import find_names_of
 
 
 @dataclass(frozen=True)
-class RobertaArguments(Arguments):
+class RobertaArguments(ConvertArguments):
     """The common arguments, and what RoBERTa's tensors do not tell."""
 
     heads: int = 0
@@ -34,11 +34,11 @@ def main() -> None:
     style = line.style
     if style == "original":
         known = line.names or find_names_of(line.source)
-        names_for = None if known else lambda specs: roberta.names_for(specs, "fairseq")
+        names_for = None if known else lambda specs: fairseq_roberta.names_for(specs, "fairseq")
     else:
-        chosen: roberta.Style = style
-        names_for = lambda specs: roberta.names_for(specs, chosen)  # noqa: E731
-    execute(line, lambda state: roberta.convert(state, line.heads or None), names_for)
+        chosen: fairseq_roberta.Style = style
+        names_for = lambda specs: fairseq_roberta.names_for(specs, chosen)  # noqa: E731
+    execute(line, lambda state: fairseq_roberta.convert(state, line.heads or None), names_for)
 
 
 if __name__ == "__main__":

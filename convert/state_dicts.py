@@ -9,12 +9,12 @@ import sys
 
 from lawa_jax import script
 from lawa_jax.interop import state_dicts
-from lawa_jax.interop.command_line import Arguments, execute, parse
+from lawa_jax.interop.convert_command import ConvertArguments, execute, parse
 
 
 def main() -> None:
     """Wire the command line to the converter."""
-    line = parse(Arguments, __doc__ or "", sys.argv[1:])
+    line = parse(ConvertArguments, __doc__ or "", sys.argv[1:])
     execute(line, state_dicts.convert, None)
 
 

@@ -23,7 +23,7 @@ from lawa_jax.errors import ConfigError, DataNotFoundError, OutputExistsError
 
 
 @dataclasses.dataclass(frozen=True)
-class Arguments:
+class ConvertArguments:
     """What to binarise."""
 
     data_bin: Annotated[Path, tyro.conf.Positional]
@@ -42,7 +42,7 @@ class Arguments:
 
 def main() -> None:
     """Check, then write one split after the other."""
-    arguments = tyro.cli(Arguments, description=__doc__, use_underscores=True)
+    arguments = tyro.cli(ConvertArguments, description=__doc__, use_underscores=True)
     files = {s: getattr(arguments, s) for s in SPLITS if getattr(arguments, s) is not None}
     if not files:
         raise ConfigError("nothing to do: give --train, --valid or --test files of raw text")

@@ -19,8 +19,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lawa_jax.averaging import Accumulator, average
-    from lawa_jax.batch_norm import recalibrate, recalibrate_torch
+    from lawa_jax.averaging.batch_norm import recalibrate, recalibrate_torch
+    from lawa_jax.averaging.device import Accumulator, average
+    from lawa_jax.averaging.posthoc_ema import posthoc_ema_weights
+    from lawa_jax.offline.prepare import average_checkpoints
     from lawa_jax.online import (
         averaged_params,
         bias_corrected_average,
@@ -29,28 +31,26 @@ if TYPE_CHECKING:
         power_average,
         restart_from_average,
     )
-    from lawa_jax.posthoc_ema import posthoc_ema_weights
-    from lawa_jax.soup import best_k, best_window, greedy_soup
-    from lawa_jax.trainable import learn_coefficients
-    from lawa_jax.trajectory import average_checkpoints
+    from lawa_jax.search.learned import learn_coefficients
+    from lawa_jax.search.soups import best_k, best_window, greedy_soup
 
 _HOMES = {
-    "Accumulator": "averaging",
-    "average": "averaging",
-    "average_checkpoints": "trajectory",
+    "Accumulator": "averaging.device",
+    "average": "averaging.device",
+    "average_checkpoints": "offline.prepare",
     "averaged_params": "online",
-    "best_k": "soup",
-    "best_window": "soup",
+    "best_k": "search.soups",
+    "best_window": "search.soups",
     "bias_corrected_average": "online",
     "exponential_average": "online",
-    "greedy_soup": "soup",
+    "greedy_soup": "search.soups",
     "latest_weight_averaging": "online",
-    "learn_coefficients": "trainable",
-    "posthoc_ema_weights": "posthoc_ema",
+    "learn_coefficients": "search.learned",
+    "posthoc_ema_weights": "averaging.posthoc_ema",
     "power_average": "online",
     "restart_from_average": "online",
-    "recalibrate": "batch_norm",
-    "recalibrate_torch": "batch_norm",
+    "recalibrate": "averaging.batch_norm",
+    "recalibrate_torch": "averaging.batch_norm",
 }
 
 __all__ = [

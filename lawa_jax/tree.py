@@ -14,11 +14,8 @@ from lawa_jax.errors import TreeMismatchError
 
 PyTree = Any
 
-COLLECTION = "batch_stats"
-"""The collection of BatchNorm statistics."""
-_PAIRS = (("mean", "var"), ("running_mean", "running_var"))
-# Names under which Orbax stores the array inside an NNX variable.
-WRAPPERS = ("value", "raw_value")
+Index = tuple[slice, ...]
+"""Where a block lies in a leaf: one slice (start, stop; step 1) a dimension."""
 
 
 class LeafSpec(NamedTuple):
@@ -116,28 +113,6 @@ def is_averaged(dtype: Any) -> bool:
     import jax  # PRNG keys and scalar types; the command line needs neither
 
     return bool(jax.dtypes.issubdtype(dtype, np.inexact))
-
-
-def batch_statistics(names: Iterable[str]) -> set[str]:
-    """Which of these leaf names are BatchNorm statistics, as far as names tell.
-
-    They are: every leaf below a key ``batch_stats``; and every pair of leaves ``mean`` and ``var``,
-    or ``running_mean`` and ``running_var``, of one parent, with or without a trailing ``value``
-    (states of Flax NNX as Orbax stores them).
-
-    Example: ``{"params/bn/scale", "batch_stats/bn/mean", "model/bn/running_mean",
-    "model/bn/running_var"}`` has three.
-    """
-    names = set(names)
-    found = {name for name in names if COLLECTION in name.split("/")[:-1]}
-    for name in names:
-        keys = name.split("/")
-        at = len(keys) - 2 if keys[-1] in WRAPPERS and len(keys) > 1 else len(keys) - 1
-        for mean, var in _PAIRS:
-            partner = {mean: var, var: mean}.get(keys[at])
-            if partner and "/".join([*keys[:at], partner, *keys[at + 1 :]]) in names:
-                found.add(name)
-    return found
 
 
 def check_compatible(specs: Mapping[str, Mapping[str, LeafSpec]]) -> None:

@@ -11,9 +11,9 @@ import grain
 import numpy as np
 from jaxtyping import Int
 
+from lawa_jax.data import Batch
 from lawa_jax.data.blocks import Blocks
 from lawa_jax.data.dictionary import PAD
-from lawa_jax.data.loader import Batch
 from lawa_jax.data.masking import Masker, max_targets
 from lawa_jax.errors import ConfigError
 

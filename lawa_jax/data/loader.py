@@ -18,9 +18,9 @@ import grain
 import numpy as np
 from absl import flags
 
+from lawa_jax.data import Batch
 from lawa_jax.errors import ConfigError
 
-Batch = dict[str, np.ndarray]
 Placed = TypeVar("Placed")
 # Augmentation: (example, generator) -> example.
 Transform = Callable[[Any, np.random.Generator], Any]

@@ -1,26 +1,275 @@
-"""What a converter decides about one file: names, layouts, and the model's architecture."""
+"""Converting a whole trajectory: many files, one run; parallel, resumable, atomic per epoch."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+import os
+import sys
+import threading
+from collections.abc import Iterable, Iterator
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from lawa_jax.interop.names import Names
-from lawa_jax.interop.state import State
+from tqdm import tqdm
+
+from lawa_jax.errors import CorruptCheckpointError, LawaError, SelectionError
+from lawa_jax.interop import epoch_writer, run_files
+from lawa_jax.interop.names import Conversion, Converter, Names
+from lawa_jax.trajectory.file_steps import FoundFiles, NumberedFile, check_epoch, discover
+from lawa_jax.trajectory.formats.huggingface import open_state
+from lawa_jax.trajectory.formats.state_dict import StateDict
+from lawa_jax.tree import LeafSpec, check_compatible
 
 
 @dataclass(frozen=True)
-class Conversion:
-    """A plan for one file.
+class ConvertOptions:
+    """How to convert; see `convert_trajectory`."""
 
-    Attributes:
-      names: how every tensor becomes a leaf.
-      model: the architecture's arguments, for ``config.json``.
-      notes: what the user should know: what was ignored, what was guessed.
+    epochs: tuple[int, int] | None = None
+    every: int = 1
+    workers: int = 2
+    verify: bool = False
+    dry_run: bool = False
+    overwrite: bool = False
+    allow_gaps: bool = False
+    trust_names: bool = False
+    wrapper: str | None = None
+    stubs: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What was done: epochs converted now, found finished before, and bytes written."""
+
+    converted: tuple[int, ...]
+    finished_before: tuple[int, ...]
+    nbytes: int
+    notes: tuple[str, ...]
+
+
+class _Stopped(Exception):
+    """Another epoch failed; this one is given up."""
+
+
+def convert_trajectory(
+    source: Path, run: Path, convert: Converter, options: ConvertOptions
+) -> Summary:
+    """Turn a folder of checkpoints into a run directory.
+
+    Args:
+      source: the folder, or a single file.
+      run: the run directory to make or to continue.
+      convert: decides names and layouts of one file.
+      options: ``epochs`` (first, last) and ``every`` choose; ``workers`` files are converted at
+        once; ``verify`` re-reads and compares every tensor; ``dry_run`` opens every file and
+        writes nothing; ``overwrite`` replaces epochs that come from elsewhere or are damaged;
+        ``allow_gaps`` goes on although epochs are missing; ``trust_names`` ignores epochs stated
+        in files; ``wrapper`` and ``stubs`` as in `open_state`.
+
+    Raises:
+      SelectionError: missing or duplicate epochs, or names and contents disagree.
+      TreeMismatchError: not the model expected, or epochs of different shapes.
+      CorruptCheckpointError, UnsafePickleError: a file is damaged or hostile.
+      OutputExistsError: `run` is something else, or another process converts into it.
+      CheckpointWriteError: no space, or not writable. Finished epochs are kept in any case.
     """
 
-    names: Names
-    model: Mapping[str, Any]
-    notes: tuple[str, ...] = field(default=())
+    def opened(path: Path) -> StateDict:
+        return open_state(path, wrapper=options.wrapper, stubs=options.stubs)
+
+    trajectory = discover(
+        source,
+        epochs=options.epochs,
+        every=options.every,
+        facts=lambda path: dict(opened(path).facts),
+    )
+    _check_gaps(trajectory, options.allow_gaps)
+    for text in trajectory.ignored:
+        _say(f"ignored: {text}")
+    first = trajectory.checkpoints[0]
+    plan = convert(opened(first.path))
+    for note in plan.notes:
+        _say(f"note: {note}")
+    job = _Job(plan, first, opened, convert, options)
+    if options.dry_run:
+        return job.rehearse(trajectory.checkpoints)
+    with run_files.prepared(run, plan, source):
+        return job.run(run, trajectory.checkpoints)
 
 
-Converter = Callable[[State], Conversion]
+def _check_gaps(trajectory: FoundFiles, allowed: bool) -> None:
+    if not trajectory.missing:
+        return
+    shown = ", ".join(map(str, trajectory.missing[:10]))
+    more = ", ..." if len(trajectory.missing) > 10 else ""
+    text = f"{len(trajectory.missing)} missing: epoch {shown}{more}"
+    if not allowed:
+        raise SelectionError(
+            f"{text}; fetch them, choose others with --epochs, or say --allow_gaps"
+        )
+    _say(f"note: {text}")
+
+
+def _say(text: str) -> None:
+    tqdm.write(text, file=sys.stderr)
+
+
+class _Job:
+    """Everything the epochs of one conversion share."""
+
+    def __init__(
+        self,
+        plan: Conversion,
+        first: NumberedFile,
+        opened: Any,
+        convert: Converter,
+        options: ConvertOptions,
+    ) -> None:
+        self._names, self._first = plan.names, first
+        self._opened, self._convert, self._options = opened, convert, options
+        self._stop = threading.Event()
+        self._lock = threading.Lock()
+        self._offset: int | None = None
+
+    def _open(self, found: NumberedFile) -> StateDict:
+        """Open one file and check that it belongs to the trajectory."""
+        state = self._opened(found.path)
+        if not self._options.trust_names:
+            with self._lock:
+                self._offset = check_epoch(found, dict(state.facts), self._offset)
+        names = self._convert(state).names
+        check_same_names(self._names, names, self._first.path, found.path)
+        return state
+
+    def rehearse(self, checkpoints: Iterable[NumberedFile]) -> Summary:
+        """Open and check every file, write nothing."""
+        checkpoints = list(checkpoints)
+        for found in checkpoints:
+            self._open(found)
+            print(f"epoch {found.epoch}: {found.path} -> {_bytes(self._names.nbytes)}")
+        epochs = tuple(found.epoch for found in checkpoints)
+        return Summary((), (), self._names.nbytes * len(epochs), ())
+
+    def run(self, run: Path, checkpoints: Iterable[NumberedFile]) -> Summary:
+        """Convert what is not finished yet."""
+        todo: list[NumberedFile] = []
+        before: list[int] = []
+        replaced: set[int] = set()
+        for found in checkpoints:
+            if self._is_finished(run / "epochs" / str(found.epoch), found, replaced):
+                before.append(found.epoch)
+            else:
+                todo.append(found)
+        run_files.check_space(run, self._names.nbytes * len(todo))
+        done = self._convert_all(run, todo, replaced)
+        return Summary(tuple(sorted(done)), tuple(before), self._names.nbytes * len(done), ())
+
+    def _is_finished(self, directory: Path, found: NumberedFile, replaced: set[int]) -> bool:
+        if not directory.is_dir():
+            return False
+        state = self._open(found)
+        try:
+            return epoch_writer.is_finished(
+                directory, state, self._names, verify=self._options.verify
+            )
+        except CorruptCheckpointError as error:
+            _say(f"note: {error}; converting epoch {found.epoch} again")
+        except LawaError:
+            if not self._options.overwrite:
+                raise
+        replaced.add(found.epoch)
+        return False
+
+    def _convert_all(self, run: Path, todo: list[NumberedFile], replaced: set[int]) -> list[int]:
+        done: list[int] = []
+        with (
+            tqdm(
+                total=self._names.nbytes * len(todo),
+                unit="B",
+                unit_scale=True,
+                unit_divisor=1000,
+                desc=f"{len(todo)} epochs",
+                disable=not todo,
+                mininterval=0.5,
+                file=sys.stderr,
+            ) as bar,
+            _pool(self._options.workers, self._stop) as pool,
+        ):
+
+            def one(found: NumberedFile) -> None:
+                if self._stop.is_set():
+                    raise _Stopped
+                self._one(run, found, replaced, bar)
+                done.append(found.epoch)
+
+            futures = [pool.submit(one, found) for found in todo]
+            finished, _ = wait(futures, return_when=FIRST_EXCEPTION)
+            if any(future.exception() for future in finished):
+                self._stop.set()
+                pool.shutdown(cancel_futures=True)
+        errors = [f.exception() for f in futures if not f.cancelled() and f.exception()]
+        for error in errors:
+            if error is not None and not isinstance(error, _Stopped):
+                if done:
+                    _say(f"{len(done)} epochs are converted and kept; the same command goes on")
+                raise error
+        return done
+
+    def _one(self, run: Path, found: NumberedFile, replaced: set[int], bar: Any) -> None:
+        state = self._open(found)
+
+        def progress(nbytes: int) -> None:
+            if self._stop.is_set():
+                raise _Stopped
+            with self._lock:
+                bar.update(nbytes)
+
+        directory = run / "epochs" / str(found.epoch)
+        epoch_writer.write_epoch(
+            directory,
+            state,
+            self._names,
+            found.epoch,
+            progress=progress,
+            threads=max(1, (os.cpu_count() or 1) // max(1, self._options.workers)),
+            overwrite=found.epoch in replaced,
+        )
+        if self._options.verify:
+            epoch_writer.compare(directory, state, self._names)
+
+
+@contextmanager
+def _pool(workers: int, stop: threading.Event) -> Iterator[ThreadPoolExecutor]:
+    """Threads that give up at the next block once something interrupts the main thread."""
+    pool = ThreadPoolExecutor(max(1, workers), thread_name_prefix="convert")
+    try:
+        yield pool
+    except BaseException:
+        stop.set()
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def check_same_names(expected: Names, found: Names, first: Path, path: Path) -> None:
+    """Check that two files hold the same tensors.
+
+    Raises:
+      TreeMismatchError: names the first leaf that differs, and both files.
+      SelectionError: the leaves agree, but not their names, order or sharing in the files.
+    """
+    if found == expected:
+        return
+    specs: dict[str, dict[str, LeafSpec]] = {str(first): expected.specs, str(path): found.specs}
+    check_compatible(specs)
+    pairs = zip(expected.order, found.order, strict=False)
+    odd = next(((a, b) for a, b in pairs if a != b), None)
+    what = f"{odd[0]!r} there, {odd[1]!r} here" if odd else "tied or constant tensors"
+    raise SelectionError(
+        f"{path}: the same leaves as {first}, but stored differently ({what}); convert it into a "
+        "run of its own"
+    )
+
+
+def _bytes(count: int) -> str:
+    return f"{count / 1e6:.1f} MB"

@@ -11,18 +11,19 @@ from typing import Any
 
 import numpy as np
 
-from lawa_jax.checkpoints import Checkpoint, StreamingWriter, open_checkpoint, verify_checkpoint
 from lawa_jax.errors import CheckpointNotFoundError, CorruptCheckpointError
 from lawa_jax.interop.bits import same_bits
 from lawa_jax.interop.names import Entry, Names
 from lawa_jax.interop.rules import copied_as_ours, laid_out_as_theirs
-from lawa_jax.interop.state import State
+from lawa_jax.output import StepWriter
+from lawa_jax.trajectory import Checkpoint, open_checkpoint, verify_checkpoint
+from lawa_jax.trajectory.formats.state_dict import StateDict
 
 _BLOCK_BYTES = 4 << 20
 SOURCE = "source"
 
 
-def origin(state: State) -> dict[str, Any]:
+def origin(state: StateDict) -> dict[str, Any]:
     """What identifies the file a step was made from.
 
     Its content too: checkpoints of a model that was trained again have the same names and sizes.
@@ -51,7 +52,7 @@ def _content_of(file: Path) -> bytes:
 
 def write_epoch(
     directory: Path,
-    state: State,
+    state: StateDict,
     names: Names,
     epoch: int,
     *,
@@ -81,7 +82,7 @@ def write_epoch(
         "objects": dict(state.objects),
         "facts": {k: v for k, v in state.facts.items() if k != "metrics"},
     }
-    with StreamingWriter(
+    with StepWriter(
         directory,
         names.specs,
         names.keys,
@@ -124,7 +125,7 @@ def as_theirs(checkpoint: Checkpoint, entry: Entry) -> np.ndarray:
     return laid_out_as_theirs(checkpoint.read_leaf(entry.leaf), entry.layout)
 
 
-def compare(directory: Path, state: State, names: Names) -> None:
+def compare(directory: Path, state: StateDict, names: Names) -> None:
     """Re-read a step and compare every tensor with its file, bit for bit.
 
     Raises:
@@ -139,14 +140,14 @@ def compare(directory: Path, state: State, names: Names) -> None:
         )
 
 
-def _first_difference(checkpoint: Checkpoint, state: State, names: Names) -> Entry | None:
+def _first_difference(checkpoint: Checkpoint, state: StateDict, names: Names) -> Entry | None:
     for entry in names.entries:
         if not same_bits(as_theirs(checkpoint, entry), state.read(entry.name)):
             return entry
     return None
 
 
-def is_finished(directory: Path, state: State, names: Names, *, verify: bool = False) -> bool:
+def is_finished(directory: Path, state: StateDict, names: Names, *, verify: bool = False) -> bool:
     """Whether a step was made from this very file and still has the bytes it was saved with.
 
     Args:

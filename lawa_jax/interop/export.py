@@ -9,27 +9,22 @@ from typing import Any
 
 import numpy as np
 
-from lawa_jax.checkpoints import (
-    Checkpoint,
-    list_steps,
-    open_checkpoint,
-    parse_address,
-    verify_leaf,
-)
 from lawa_jax.errors import (
     CheckpointNotFoundError,
     OutputExistsError,
     SelectionError,
     TreeMismatchError,
 )
-from lawa_jax.interop import epoch_writer, safetensors_files, torch_files
+from lawa_jax.interop import epoch_writer
 from lawa_jax.interop import names as names_record
 from lawa_jax.interop.names import Names
 from lawa_jax.interop.rules import laid_out_as_theirs
+from lawa_jax.trajectory import Checkpoint, list_steps, open_checkpoint, parse_address, verify_leaf
+from lawa_jax.trajectory.formats import safetensors_files, torch_files
 from lawa_jax.tree import LeafSpec, check_compatible
 
 NamesFor = Callable[[Mapping[str, LeafSpec]], Names]
-SUFFIXES = (".pt", ".pth", ".th", ".bin", ".safetensors")
+EXPORT_SUFFIXES = (".pt", ".pth", ".th", ".bin", ".safetensors")
 
 
 def find_names(run: Path) -> Names | None:
@@ -78,7 +73,7 @@ def export(
     """
     path_text, step = parse_address(address)
     path = Path(path_text)
-    if target.suffix in SUFFIXES:
+    if target.suffix in EXPORT_SUFFIXES:
         checkpoint = open_checkpoint(path, step=step, include=("*",))
         jobs = [(checkpoint, target)]
     else:

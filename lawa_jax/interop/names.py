@@ -5,7 +5,7 @@ goes back under its original names, order, layouts and sharing.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
@@ -14,7 +14,7 @@ import numpy as np
 
 from lawa_jax.errors import CorruptCheckpointError
 from lawa_jax.interop.rules import Layout, shape_as_ours
-from lawa_jax.interop.state import State
+from lawa_jax.trajectory.formats.state_dict import StateDict
 from lawa_jax.tree import LeafSpec
 
 FILE = "names.json"
@@ -113,7 +113,7 @@ class Names:
         }
 
 
-def constant(state: State, name: str) -> Constant | None:
+def constant(state: StateDict, name: str) -> Constant | None:
     """A buffer as a record; None if it is too large for one."""
     if state.specs[name].nbytes > _CONSTANT_BYTES:
         return None
@@ -169,3 +169,21 @@ def load(path: Path) -> Names:
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise CorruptCheckpointError(f"{path} is no JSON: {error}") from error
     return from_json(content, str(path))
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """A plan for one file.
+
+    Attributes:
+      names: how every tensor becomes a leaf.
+      model: the architecture's arguments, for ``config.json``.
+      notes: what the user should know: what was ignored, what was guessed.
+    """
+
+    names: Names
+    model: Mapping[str, Any]
+    notes: tuple[str, ...] = field(default=())
+
+
+Converter = Callable[[StateDict], Conversion]

@@ -12,7 +12,7 @@ from typing import Any
 
 from lawa_jax.errors import CheckpointWriteError, CorruptCheckpointError, OutputExistsError
 from lawa_jax.interop import names as names_record
-from lawa_jax.interop.conversion import Conversion
+from lawa_jax.interop.names import Conversion
 
 CONFIG = "config.json"
 _LOCK = ".convert.lock"

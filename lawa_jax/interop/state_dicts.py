@@ -8,10 +8,9 @@ beginning of others gets the last key ``%=``; `name_of` undoes both.
 from collections.abc import Iterable
 
 from lawa_jax.errors import TreeMismatchError
-from lawa_jax.interop.conversion import Conversion
-from lawa_jax.interop.names import Entry, Names
+from lawa_jax.interop.names import Conversion, Entry, Names
 from lawa_jax.interop.rules import common_prefix
-from lawa_jax.interop.state import State
+from lawa_jax.trajectory.formats.state_dict import StateDict
 
 ROOT = "params"
 _EMPTY = "%0"
@@ -52,7 +51,7 @@ def name_of(keys: tuple[str, ...]) -> str:
     return ".".join(map(_plain, parts))
 
 
-def convert(state: State) -> Conversion:
+def convert(state: StateDict) -> Conversion:
     """Every tensor under its own name; only prefixes of wrappers are taken off.
 
     Raises:

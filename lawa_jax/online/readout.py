@@ -8,8 +8,8 @@ import numpy as np
 import optax
 from jaxtyping import Array
 
-from lawa_jax import coefficients
-from lawa_jax.averaging import average
+from lawa_jax.averaging import coefficients
+from lawa_jax.averaging.device import average
 from lawa_jax.errors import SelectionError
 from lawa_jax.online.ring import RingState
 from lawa_jax.online.running import CorrectedState, RunningState

@@ -63,8 +63,9 @@ def power_average(
     """Power-function EMA: ``mean <- b mean + (1 - b) params`` with ``b = (1 - 1/t)^(gamma + 1)``.
 
     t counts the parameters seen; after t of them those of time s weigh in proportion to
-    ``s^gamma``. `lawa_jax.coefficients.gamma_of_sigma` gives gamma for a relative width: 6.94 is
-    sigma_rel 0.10, 16.97 is 0.05. Source: Karras et al. 2023 (arXiv 2312.02696), equation 127.
+    ``s^gamma``. `lawa_jax.averaging.coefficients.gamma_of_sigma` gives gamma for a relative
+    width: 6.94 is sigma_rel 0.10, 16.97 is 0.05. Source: Karras et al. 2023 (arXiv
+    2312.02696), equation 127.
     All other arguments as for `exponential_average`.
 
     Raises:

@@ -20,7 +20,7 @@ class Counted(Protocol):
     stored: Int[Array, ""]  # of them taken into the average, int32
 
 
-State = TypeVar("State", bound=Any)
+AveragingState = TypeVar("AveragingState", bound=Any)
 
 
 def check(**bounds: tuple[int, int]) -> None:
@@ -40,14 +40,16 @@ def widened(leaf: Array) -> Array:
 
 
 def watching(
-    init: Callable[[PyTree], State],
-    remember: Callable[[State, PyTree], State],
+    init: Callable[[PyTree], AveragingState],
+    remember: Callable[[AveragingState, PyTree], AveragingState],
     every: int,
     start: int,
 ) -> optax.GradientTransformation:
     """Updates pass unchanged; `remember` is given the new parameters whenever they are due."""
 
-    def update(updates: Any, state: State, params: Any = None) -> tuple[Any, State]:
+    def update(
+        updates: Any, state: AveragingState, params: Any = None
+    ) -> tuple[Any, AveragingState]:
         if params is None:
             raise SelectionError(
                 "averaging needs the parameters: call optimizer.update(grads, state, params)"
@@ -60,7 +62,7 @@ def watching(
 
         # A loop of one turn or none, since XLA's CPU compiler copies what a `cond` passes through;
         # tied to the loop's counter, since it would convert the parameters before every loop.
-        def turn(i: Array, state: State) -> State:
+        def turn(i: Array, state: AveragingState) -> AveragingState:
             return remember(state, jax.lax.optimization_barrier((params, i))[0])
 
         return updates, jax.lax.fori_loop(0, due.astype(jnp.int32), turn, state)

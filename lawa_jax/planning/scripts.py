@@ -9,7 +9,7 @@ import numpy as np
 from lawa_jax.data import datasets, imagenet
 from lawa_jax.data.masking import max_targets
 from lawa_jax.data.text import dummy_text
-from lawa_jax.planning import plan, topology
+from lawa_jax.planning import requirements, topology
 from lawa_jax.training.config import ImageConfig
 from lawa_jax.training.task import Task
 from lawa_jax.training.text_config import TextConfig
@@ -34,7 +34,7 @@ def print_image_plan(config: ImageConfig, name: str) -> None:
         )
     else:
         data = load_images(config)
-    task = image_task_of(config, data, plan.placement(slice_))
+    task = image_task_of(config, data, requirements.placement(slice_))
     train, evaluation = data.train[0], {**data.validation[0], "mask": np.asarray(True)}
     part = config.batch_size // config.accumulate
     turn = dataclasses.replace(config, batch_size=part, accumulate=1)
@@ -43,12 +43,12 @@ def print_image_plan(config: ImageConfig, name: str) -> None:
         task,
         image_task_of(turn, data, task.place),
         slice_,
-        train=plan.batch_shapes(train, config.batch_size),
-        part=plan.batch_shapes(train, part),
-        evaluate=plan.batch_shapes(evaluation, config.batch_size),
+        train=requirements.batch_shapes(train, config.batch_size),
+        part=requirements.batch_shapes(train, part),
+        evaluate=requirements.batch_shapes(evaluation, config.batch_size),
         turns={"train": config.accumulate} if config.accumulate > 1 else {},
     ):
-        print(plan.describe_step(step, slice_, config.batch_size), flush=True)
+        print(requirements.describe_step(step, slice_, config.batch_size), flush=True)
         if step.name == "train":
             _print_largest(task, slice_, train, step, config.batch_size, config.accumulate)
 
@@ -63,7 +63,7 @@ def print_text_plan(config: TextConfig, name: str) -> None:
     config = dataclasses.replace(config, vocab_size=config.vocab_size or FAIRSEQ_SYMBOLS)
     # The data need not be there.
     data = dummy_text(config.batch_size, max_tokens=config.max_tokens, vocab_size=config.vocab_size)
-    task = text_task_of(config, data, plan.placement(slice_, fsdp=config.fsdp))
+    task = text_task_of(config, data, requirements.placement(slice_, fsdp=config.fsdp))
     example = {
         "tokens": np.zeros(config.max_tokens, np.int32),
         "masked_positions": np.zeros(max_targets(config.max_tokens), np.int32),
@@ -80,13 +80,13 @@ def print_text_plan(config: TextConfig, name: str) -> None:
         task,
         text_task_of(turn, data, task.place),
         slice_,
-        train=plan.batch_shapes(example, config.batch_size),
-        part=plan.batch_shapes(example, part),
-        evaluate=plan.batch_shapes(example, rows),
+        train=requirements.batch_shapes(example, config.batch_size),
+        part=requirements.batch_shapes(example, part),
+        evaluate=requirements.batch_shapes(example, rows),
         turns=turns,
     ):
         size = config.batch_size if step.name == "train" else rows
-        print(plan.describe_step(step, slice_, size), flush=True)
+        print(requirements.describe_step(step, slice_, size), flush=True)
         if step.name == "train":
             _print_largest(task, slice_, example, step, config.batch_size, config.accumulate)
 
@@ -100,16 +100,18 @@ def _steps(
     part: dict[str, Any],
     evaluate: dict[str, Any],
     turns: dict[str, int],
-) -> Iterator[plan.StepPlan]:
+) -> Iterator[requirements.StepPlan]:
     """The steps of `task`; the cost of those in `turns` is that of so many of `turn`'s.
 
     XLA counts the body of a loop once: layers that are scanned, parts that are accumulated.
     """
-    for step in plan.plan_steps(task, slice_, train=train, evaluate=evaluate):
+    for step in requirements.plan_steps(task, slice_, train=train, evaluate=evaluate):
         if step.name in turns:
             only = (step.name,)
-            (body,) = plan.plan_steps(turn, slice_, train=part, evaluate=evaluate, only=only)
-            step = plan.repeated(step, body, turns[step.name])
+            (body,) = requirements.plan_steps(
+                turn, slice_, train=part, evaluate=evaluate, only=only
+            )
+            step = requirements.repeated(step, body, turns[step.name])
         yield step
 
 
@@ -117,14 +119,14 @@ def _print_largest(
     task: Task,
     slice_: topology.Slice,
     example: dict[str, Any],
-    step: plan.StepPlan,
+    step: requirements.StepPlan,
     batch_size: int,
     accumulate: int,
 ) -> None:
     multiple = len(slice_.devices) * accumulate
     if batch_size % (2 * multiple):
         return
-    shapes = plan.batch_shapes(example, batch_size // 2)
-    (half,) = plan.plan_steps(task, slice_, train=shapes, evaluate=shapes, only=("train",))
-    largest = plan.largest_batch(step, half, slice_, batch_size, multiple)
+    shapes = requirements.batch_shapes(example, batch_size // 2)
+    (half,) = requirements.plan_steps(task, slice_, train=shapes, evaluate=shapes, only=("train",))
+    largest = requirements.largest_batch(step, half, slice_, batch_size, multiple)
     print(f"  batches   up to about {largest:,} should fit, by this one and half of it", flush=True)

@@ -8,7 +8,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from lawa_jax.results import Row
+from lawa_jax.search.results import Row
 
 RAW = "#8c8c8c"
 _PANELS = 6

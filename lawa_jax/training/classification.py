@@ -5,10 +5,12 @@ from typing import Any
 
 import jax
 
+from lawa_jax.data import Batch
 from lawa_jax.data.images import normalize
 from lawa_jax.models.functional import Functional, Model
-from lawa_jax.training.losses import Metrics, classification_metrics
-from lawa_jax.training.steps import Batch, LossFn
+from lawa_jax.training.losses import classification_metrics
+from lawa_jax.training.metrics import MetricSums
+from lawa_jax.training.steps import LossFn
 
 
 def classification_loss(network: Functional, *, label_smoothing: float = 0.0) -> LossFn:
@@ -29,7 +31,7 @@ def classification_loss(network: Functional, *, label_smoothing: float = 0.0) ->
 
     def loss_fn(
         model: Model, batch: Batch, key: jax.Array | None, train: bool
-    ) -> tuple[jax.Array, tuple[dict[str, Any], Metrics]]:
+    ) -> tuple[jax.Array, tuple[dict[str, Any], MetricSums]]:
         del key  # the networks for images draw no random numbers
         logits, batch_stats = network.apply(model, normalize(batch["image"]), train=train)
         smoothing = label_smoothing if train else 0.0
@@ -41,7 +43,7 @@ def classification_loss(network: Functional, *, label_smoothing: float = 0.0) ->
 
 
 def moments_fn(network: Functional) -> Callable[[Model, Batch], dict[str, Any]]:
-    """``apply_fn`` for `lawa_jax.batch_norm.recalibrate`, jitted: the moments of an image batch."""
+    """``apply_fn`` for `lawa_jax.recalibrate`, jitted: the moments of an image batch."""
 
     def moments(model: Model, batch: Batch) -> dict[str, Any]:
         return network.apply(model, normalize(batch["image"]), train=True, moments=True)[1]

@@ -6,17 +6,18 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from lawa_jax.batch_norm import recalibrate
+from lawa_jax.averaging.batch_norm import recalibrate
+from lawa_jax.data import Batch
 from lawa_jax.data.datasets import ImageData
 from lawa_jax.data.loader import eval_batches, train_batches
 from lawa_jax.errors import ConfigError
-from lawa_jax.models.functional import Functional, functional
+from lawa_jax.models.functional import Functional, Model, functional
 from lawa_jax.models.resnet import ResNet, resnet
 from lawa_jax.training.classification import classification_loss, moments_fn
 from lawa_jax.training.mesh import Placement
 from lawa_jax.training.optim import sgd, warmup_cosine
-from lawa_jax.training.steps import init_state, make_eval_step, make_train_step
-from lawa_jax.training.task import Batch, Model, State, Task
+from lawa_jax.training.steps import TrainState, init_state, make_eval_step, make_train_step
+from lawa_jax.training.task import Task
 
 
 def resnet_network(
@@ -114,7 +115,7 @@ def image_task(
     optimizer = sgd(momentum=momentum, weight_decay=weight_decay)
     loss_fn = classification_loss(network, label_smoothing=label_smoothing)
 
-    def init() -> State:
+    def init() -> TrainState:
         return init_state(network.init(seed), optimizer)
 
     def rate(step: int) -> float:

@@ -10,18 +10,20 @@ from typing import Any, NamedTuple
 
 from etils import epath
 
-from lawa_jax import window
-from lawa_jax.averaging import Accumulator
-from lawa_jax.batch_norm import Policy, select_statistics
-from lawa_jax.checkpoints import Checkpoint, list_steps, open_checkpoint, verify_leaf
-from lawa_jax.checkpoints.sharded_reading import read_sharded
+from lawa_jax.averaging import window
+from lawa_jax.averaging.batch_norm import select_statistics
+from lawa_jax.averaging.device import Accumulator
+from lawa_jax.averaging.statistics import StatisticsPolicy
+from lawa_jax.models.functional import Model
 from lawa_jax.training.mesh import Placement
 from lawa_jax.training.metrics import total_of
-from lawa_jax.training.task import Model, Task
+from lawa_jax.training.sharded_reading import read_sharded
+from lawa_jax.training.task import Task
+from lawa_jax.trajectory import Checkpoint, list_steps, open_checkpoint, verify_leaf
 from lawa_jax.tree import named_leaves
 
 
-class Average(NamedTuple):
+class WindowAverage(NamedTuple):
     """An average over a window of a run, and the newest checkpoint in it, on the device."""
 
     model: Model
@@ -29,7 +31,7 @@ class Average(NamedTuple):
     steps: tuple[int, ...]
 
 
-def average_on_device(run: epath.Path, *, k: int, end: int | None, task: Task) -> Average:
+def average_on_device(run: epath.Path, *, k: int, end: int | None, task: Task) -> WindowAverage:
     """The uniform average of the `k` latest models of a run, by the jitted averager.
 
     One checkpoint is read at a time, verified against the digests saved with it, and added.
@@ -45,7 +47,7 @@ def average_on_device(run: epath.Path, *, k: int, end: int | None, task: Task) -
         checkpoint = open_checkpoint(run, step=step, include=("*",))
         model = read_placed(checkpoint, task.place)
         accumulator.add(model, label=checkpoint.label)
-    return Average(accumulator.result(), model, steps)
+    return WindowAverage(accumulator.result(), model, steps)
 
 
 def read_verified(checkpoint: Checkpoint) -> Model:
@@ -63,7 +65,7 @@ def read_placed(checkpoint: Checkpoint, place: Placement) -> Model:
     return read_sharded(checkpoint, place.sharding, place.group)
 
 
-def settle_statistics(average: Average, policy: Policy, task: Task) -> Model:
+def settle_statistics(average: WindowAverage, policy: StatisticsPolicy, task: Task) -> Model:
     """The averaged model with BatchNorm statistics by `policy` (models without are left alone)."""
     if task.recalibrate is None or "batch_stats" not in average.model:
         return average.model
@@ -85,7 +87,7 @@ def evaluate_latest(
     *,
     k: int,
     end: int,
-    bn: Policy,
+    bn: StatisticsPolicy,
     splits: Sequence[str] = ("val",),
 ) -> dict[str, Any]:
     """Metrics of the average of the `k` latest models ending at `end`.
@@ -118,7 +120,7 @@ def evaluate_ends(
     *,
     k: int,
     ends: Sequence[int],
-    bn: Policy,
+    bn: StatisticsPolicy,
     splits: Sequence[str] = ("val",),
 ) -> Iterable[dict[str, Any]]:
     """`evaluate_latest` for several ends, after checking that all windows exist."""

@@ -12,29 +12,31 @@ from typing import Any
 import jax
 from etils import epath
 
-from lawa_jax.batch_norm import Policy
-from lawa_jax.checkpoints import list_steps, open_checkpoint
-from lawa_jax.checkpoints.run_writer import RunWriter
+from lawa_jax.averaging.statistics import StatisticsPolicy
+from lawa_jax.data import Batch
 from lawa_jax.errors import SelectionError, TrainingFailedError
 from lawa_jax.training.interrupt import Agreement, Interrupt
 from lawa_jax.training.lawa import evaluate, evaluate_latest
 from lawa_jax.training.log import JsonLog
-from lawa_jax.training.metrics import Metrics, Totals
+from lawa_jax.training.metrics import MetricSums, Totals
 from lawa_jax.training.progress import Progress
 from lawa_jax.training.resume import Position, to_tree
 from lawa_jax.training.run_directory import log_path
-from lawa_jax.training.task import Batch, State, Task
+from lawa_jax.training.run_writer import RunWriter
+from lawa_jax.training.steps import TrainState
+from lawa_jax.training.task import Task
+from lawa_jax.trajectory import list_steps, open_checkpoint
 
 
 def train(
     task: Task,
     run: epath.Path,
-    state: State,
+    state: TrainState,
     position: Position,
     *,
     epochs: int,
     lawa_k: int = 5,
-    bn: Policy = "recalibrate",
+    bn: StatisticsPolicy = "recalibrate",
     save_every_steps: int = 0,
     keep_resume: int = 2,
 ) -> None:
@@ -115,18 +117,18 @@ def train(
 
 def _epoch(
     task: Task,
-    state: State,
+    state: TrainState,
     position: Position,
     pause: Callable[[int], bool],
     progress: Progress,
-) -> Iterator[tuple[State, Position]]:
+) -> Iterator[tuple[TrainState, Position]]:
     """Train the rest of an epoch; yields at its end, and before where `pause(step)` says so.
 
     At a yield all metrics are read, so that state and position belong together.
     """
     key = jax.random.key(task.seed)
     totals = Totals(position.totals)
-    pending: tuple[Metrics, Position] | None = None
+    pending: tuple[MetricSums, Position] | None = None
     batches = task.train_batches(position.epoch, position.samples)
     batch = _next(batches, task)
     while batch is not None:
@@ -153,7 +155,7 @@ def _next(batches: Iterator[Batch], task: Task) -> Batch | None:
 
 
 def _read(
-    metrics: Metrics, position: Position, totals: Totals, progress: Progress, task: Task
+    metrics: MetricSums, position: Position, totals: Totals, progress: Progress, task: Task
 ) -> None:
     """Wait for an update's metrics and count them; a loss that is not finite ends the run."""
     metrics = jax.device_get(metrics)
@@ -176,7 +178,7 @@ def _catch_up(
     log: JsonLog,
     finished: int,
     lawa_k: int,
-    bn: Policy,
+    bn: StatisticsPolicy,
     progress: Progress,
 ) -> None:
     """Log what a killed run had saved but not yet logged."""

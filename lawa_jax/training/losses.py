@@ -4,13 +4,11 @@ A metric is a pair (sum, count). Pairs of batches, devices and processes are add
 once at the end, so that a masked or shorter last batch weighs exactly what it holds.
 """
 
-from collections.abc import Mapping
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-Metrics = dict[str, tuple[jax.Array, jax.Array]]
+from lawa_jax.training.metrics import MetricSums
 
 
 def softmax_cross_entropy(
@@ -57,7 +55,7 @@ def classification_metrics(
     labels: Int[Array, " batch"],
     mask: Bool[Array, " batch"] | None = None,
     label_smoothing: float = 0.0,
-) -> Metrics:
+) -> MetricSums:
     """Sums and counts of ``loss``, ``top1`` and, with more than five classes, ``top5``.
 
     Args:
@@ -76,16 +74,3 @@ def classification_metrics(
     count = kept.sum(dtype=jnp.int32)
     # `where`, not a product: padding may hold NaN.
     return {name: (jnp.where(kept, value, 0.0).sum(), count) for name, value in values.items()}
-
-
-def add_metrics(a: Metrics, b: Metrics) -> Metrics:
-    """Sums of sums and of counts."""
-    return jax.tree.map(jnp.add, a, b)
-
-
-def mean_metrics(metrics: Mapping[str, tuple[jax.Array, jax.Array]]) -> dict[str, float]:
-    """Each metric's sum over its count, as Python floats; NaN where nothing was counted."""
-    pairs = {name: (float(total), float(count)) for name, (total, count) in metrics.items()}
-    return {
-        name: total / count if count else float("nan") for name, (total, count) in pairs.items()
-    }

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 # name -> (sum over samples, number of samples), scalars on the device or the host
-Metrics = Mapping[str, tuple[Any, Any]]
+MetricSums = Mapping[str, tuple[Any, Any]]
 
 
 class Totals:
@@ -13,7 +13,7 @@ class Totals:
     def __init__(self, start: Mapping[str, tuple[float, float]] | None = None) -> None:
         self._pairs: dict[str, tuple[float, float]] = dict(start or {})
 
-    def add(self, metrics: Metrics) -> None:
+    def add(self, metrics: MetricSums) -> None:
         """Add one batch's sums and counts."""
         for name, (total, count) in metrics.items():
             s, n = self._pairs.get(name, (0.0, 0.0))
@@ -28,10 +28,10 @@ class Totals:
         return dict(self._pairs)
 
 
-def total_of(batches: Iterable[Metrics]) -> Totals:
+def total_of(batches: Iterable[MetricSums]) -> Totals:
     """Totals over an iterable of metrics."""
     totals = Totals()
-    pending: Metrics | None = None
+    pending: MetricSums | None = None
     for metrics in batches:
         # Read one batch late: the device works on the next while the host waits.
         if pending is not None:

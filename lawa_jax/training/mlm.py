@@ -6,10 +6,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from lawa_jax.data import Batch
 from lawa_jax.data.dictionary import PAD
 from lawa_jax.models.functional import Functional, Model
-from lawa_jax.training.losses import Metrics
-from lawa_jax.training.steps import Batch, LossFn
+from lawa_jax.training.metrics import MetricSums
+from lawa_jax.training.steps import LossFn
 
 
 def masked_lm_loss(network: Functional) -> LossFn:
@@ -31,7 +32,7 @@ def masked_lm_loss(network: Functional) -> LossFn:
 
     def loss_fn(
         model: Model, batch: Batch, key: jax.Array | None, train: bool
-    ) -> tuple[jax.Array, tuple[dict[str, Any], Metrics]]:
+    ) -> tuple[jax.Array, tuple[dict[str, Any], MetricSums]]:
         logits, batch_stats = network.apply(
             model, batch["tokens"], batch["masked_positions"], train=train, key=key
         )

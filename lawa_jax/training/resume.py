@@ -9,10 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from lawa_jax.checkpoints import list_steps, open_checkpoint, parse_address
 from lawa_jax.errors import CheckpointNotFoundError, ConfigError
 from lawa_jax.training.lawa import read_placed, read_verified
-from lawa_jax.training.task import State, Task
+from lawa_jax.training.steps import TrainState
+from lawa_jax.training.task import Task
+from lawa_jax.trajectory import list_steps, open_checkpoint, parse_address
 from lawa_jax.tree import PyTree, named_leaves, spec_of
 
 
@@ -37,7 +38,7 @@ class Position(NamedTuple):
         return self.epoch - 1
 
 
-def to_tree(state: State, position: Position) -> PyTree:
+def to_tree(state: TrainState, position: Position) -> PyTree:
     """A train state and its position as one tree to be saved."""
     numbers = {
         "epoch": np.int64(position.epoch),
@@ -67,7 +68,7 @@ def newest(run: epath.Path, *, epochs_needed: int = 1) -> int | None:
     return None
 
 
-def restore(run: epath.Path, step: int, task: Task) -> tuple[State, Position]:
+def restore(run: epath.Path, step: int, task: Task) -> tuple[TrainState, Position]:
     """The train state and position saved at `step`.
 
     Raises:
@@ -109,7 +110,7 @@ def fill(template: PyTree, stored: PyTree, label: str) -> PyTree:
     return jax.tree.unflatten(jax.tree.structure(template), [leaves[name] for name in wanted])
 
 
-def initial_model(path: str, task: Task) -> State:
+def initial_model(path: str, task: Task) -> TrainState:
     """A fresh train state whose model is that of a checkpoint, an average included.
 
     Args:

@@ -9,13 +9,13 @@ from typing import Any
 
 from etils import epath
 
-from lawa_jax.checkpoints import list_steps
 from lawa_jax.errors import (
     CheckpointNotFoundError,
     ConfigError,
     CorruptCheckpointError,
     OutputExistsError,
 )
+from lawa_jax.trajectory import list_steps
 
 CONFIG = "config.json"
 

@@ -7,8 +7,7 @@ from pathlib import Path
 
 from etils import epath
 
-from lawa_jax.batch_norm import Policy
-from lawa_jax.checkpoints import list_steps
+from lawa_jax.averaging.statistics import StatisticsPolicy
 from lawa_jax.distributed import together
 from lawa_jax.errors import SelectionError
 from lawa_jax.report.curves import curves
@@ -20,13 +19,14 @@ from lawa_jax.training.lawa import evaluate_ends
 from lawa_jax.training.log import JsonLog
 from lawa_jax.training.loop import train
 from lawa_jax.training.task import Task
+from lawa_jax.trajectory import list_steps
 
 
 def train_run(
     task: Task,
     config: RunConfig,
     *,
-    bn: Policy,
+    bn: StatisticsPolicy,
     resume: bool,
     init_from: str | None,
     title: str,
@@ -94,7 +94,7 @@ def evaluate_run(
     *,
     k: int,
     ends: Sequence[int],
-    bn: Policy,
+    bn: StatisticsPolicy,
     splits: Sequence[str] = ("val",),
     as_json: bool = False,
 ) -> str:

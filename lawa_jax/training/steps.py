@@ -12,18 +12,18 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from lawa_jax.data import Batch
 from lawa_jax.models.functional import Model
-from lawa_jax.training.losses import Metrics
+from lawa_jax.training.metrics import MetricSums
 
-Batch = dict[str, jax.Array]
-State = dict[str, Any]
+TrainState = dict[str, Any]
 # (model, batch, key, train) -> (loss, (batch_stats, metrics)); key is None in evaluation.
 LossFn = Callable[
-    [Model, Batch, jax.Array | None, bool], tuple[jax.Array, tuple[dict[str, Any], Metrics]]
+    [Model, Batch, jax.Array | None, bool], tuple[jax.Array, tuple[dict[str, Any], MetricSums]]
 ]
 
 
-def init_state(model: Model, optimizer: optax.GradientTransformation) -> State:
+def init_state(model: Model, optimizer: optax.GradientTransformation) -> TrainState:
     """A fresh training state around `model` (whose arrays it holds, without copies)."""
     return {"model": model, "opt_state": optimizer.init(model["params"])}
 
@@ -33,8 +33,8 @@ def make_train_step(
     optimizer: optax.GradientTransformation,
     *,
     accumulate: int = 1,
-    keep: Callable[[State], State] = lambda state: state,
-) -> Callable[[State, Batch, float | jax.Array, jax.Array], tuple[State, Metrics]]:
+    keep: Callable[[TrainState], TrainState] = lambda state: state,
+) -> Callable[[TrainState, Batch, float | jax.Array, jax.Array], tuple[TrainState, MetricSums]]:
     """One optimizer step: ``params <- params - lr * direction(gradient)``.
 
     Args:
@@ -61,15 +61,15 @@ def make_train_step(
 
     def gradient(
         model: Model, batch: Batch, key: jax.Array
-    ) -> tuple[Any, tuple[dict[str, Any], Metrics]]:
-        def of_params(params: Any) -> tuple[jax.Array, tuple[dict[str, Any], Metrics]]:
+    ) -> tuple[Any, tuple[dict[str, Any], MetricSums]]:
+        def of_params(params: Any) -> tuple[jax.Array, tuple[dict[str, Any], MetricSums]]:
             return loss_fn({**model, "params": params}, batch, key, True)
 
         return jax.grad(of_params, has_aux=True)(model["params"])
 
     def accumulated(
         model: Model, batch: Batch, key: jax.Array
-    ) -> tuple[Any, tuple[dict[str, Any], Metrics]]:
+    ) -> tuple[Any, tuple[dict[str, Any], MetricSums]]:
         parts = jax.tree.map(lambda x: _parts(x, accumulate), batch)
         first = jax.tree.map(lambda x: x[0], parts)
         _, (_, shapes) = jax.eval_shape(gradient, model, first, key)
@@ -93,7 +93,9 @@ def make_train_step(
         count = metrics["loss"][1]
         return jax.tree.map(lambda t: t / count.astype(t.dtype), total), (stats, metrics)
 
-    def step(state: State, batch: Batch, lr: jax.Array, key: jax.Array) -> tuple[State, Metrics]:
+    def step(
+        state: TrainState, batch: Batch, lr: jax.Array, key: jax.Array
+    ) -> tuple[TrainState, MetricSums]:
         model = state["model"]
         grads, (stats, metrics) = (gradient if accumulate == 1 else accumulated)(model, batch, key)
         direction, opt_state = optimizer.update(grads, state["opt_state"], model["params"])
@@ -107,10 +109,10 @@ def make_train_step(
     return jax.jit(step, donate_argnums=0)
 
 
-def make_eval_step(loss_fn: LossFn) -> Callable[[Model, Batch], Metrics]:
+def make_eval_step(loss_fn: LossFn) -> Callable[[Model, Batch], MetricSums]:
     """``step(model, batch) -> metrics``, jitted; `loss_fn` is called with train=False, no key."""
 
-    def step(model: Model, batch: Batch) -> Metrics:
+    def step(model: Model, batch: Batch) -> MetricSums:
         return loss_fn(model, batch, None, False)[1][1]
 
     return jax.jit(step)

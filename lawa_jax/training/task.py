@@ -6,12 +6,11 @@ from typing import Any, NamedTuple
 
 import jax
 
+from lawa_jax.data import Batch
+from lawa_jax.models.functional import Model
 from lawa_jax.training.mesh import Placement
-from lawa_jax.training.metrics import Metrics
-
-Batch = dict[str, Any]
-Model = dict[str, Any]
-State = dict[str, Any]
+from lawa_jax.training.metrics import MetricSums
+from lawa_jax.training.steps import TrainState
 
 
 class Task(NamedTuple):
@@ -40,9 +39,9 @@ class Task(NamedTuple):
 
     unit: str
     seed: int
-    init: Callable[[], State]
-    train_step: Callable[[State, Batch, Any, jax.Array], tuple[State, Metrics]]
-    eval_step: Callable[[Model, Batch], Metrics]
+    init: Callable[[], TrainState]
+    train_step: Callable[[TrainState, Batch, Any, jax.Array], tuple[TrainState, MetricSums]]
+    eval_step: Callable[[Model, Batch], MetricSums]
     learning_rate: Callable[[int], float]
     train_batches: Callable[[int, int], Iterator[Batch]]
     eval_batches: Callable[[str], Iterator[Batch]]

@@ -6,6 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from lawa_jax.data import Batch
 from lawa_jax.data.batching import (
     MaskedBatches,
     bucket_lengths,
@@ -17,16 +18,16 @@ from lawa_jax.data.blocks import Blocks
 from lawa_jax.data.masking import FairseqMasker, FastMasker
 from lawa_jax.data.text import TextData
 from lawa_jax.errors import ConfigError
-from lawa_jax.models.functional import Functional, functional
+from lawa_jax.models.functional import Functional, Model, functional
 from lawa_jax.models.roberta import Roberta
 from lawa_jax.training.adam import adam, polynomial_decay
 from lawa_jax.training.mesh import Placement
 from lawa_jax.training.mlm import masked_lm_loss
-from lawa_jax.training.steps import init_state, make_eval_step, make_train_step
-from lawa_jax.training.task import Batch, Model, State, Task
+from lawa_jax.training.steps import TrainState, init_state, make_eval_step, make_train_step
+from lawa_jax.training.task import Task
 
 # Names of the trainers' splits in a data-bin directory.
-SPLITS = {"train": "train", "val": "valid", "test": "test"}
+FAIRSEQ_SPLITS = {"train": "train", "val": "valid", "test": "test"}
 # fairseq evaluates with these, whatever the run's seed.
 _EVALUATION_SEED = _EVALUATION_EPOCH = 1
 _EVALUATED_PER_DEVICE = 32
@@ -112,7 +113,7 @@ def text_task(
             blocks,
             evaluation_order(blocks, _EVALUATION_SEED),
             batch_size=eval_batch_size,
-            lengths=_within(buckets[SPLITS[split]], blocks),
+            lengths=_within(buckets[FAIRSEQ_SPLITS[split]], blocks),
         )
         made = MaskedBatches(
             blocks,
@@ -138,7 +139,7 @@ def text_task(
     def loss_fn(model: Model, batch: Batch, key: Any, train: bool) -> Any:
         return plain_loss(place.gathered(model), batch, key, train)
 
-    def init() -> State:
+    def init() -> TrainState:
         return init_state(network.init(seed), optimizer)
 
     return Task(
@@ -177,10 +178,10 @@ def padding_waste(data: TextData, *, batch_size: int, lengths: int, seed: int = 
 
 
 def _split(data: TextData, split: str) -> Blocks:
-    name = SPLITS.get(split, split)
+    name = FAIRSEQ_SPLITS.get(split, split)
     if name not in data.splits:
         raise ConfigError(
-            f"there is no split {split!r}; expected {', '.join(SPLITS)}, opened: "
+            f"there is no split {split!r}; expected {', '.join(FAIRSEQ_SPLITS)}, opened: "
             f"{', '.join(data.splits)}"
         )
     return data.splits[name]

@@ -10,7 +10,7 @@ from lawa_jax.training.image_task import image_task
 from lawa_jax.training.mesh import Placement
 from lawa_jax.training.task import Task
 from lawa_jax.training.text_config import TextConfig
-from lawa_jax.training.text_task import SPLITS, roberta_network, text_task
+from lawa_jax.training.text_task import FAIRSEQ_SPLITS, roberta_network, text_task
 
 
 def load_images(config: ImageConfig) -> datasets.ImageData:
@@ -38,11 +38,11 @@ def load_text(config: TextConfig, splits: Sequence[str]) -> TextData:
     if config.dataset == "embedded":
         prepare_embedded(config.data_dir, vocab_size=config.embedded_vocabulary)
     for split in splits:
-        if split not in SPLITS:
-            raise ConfigError(f"--splits: expected {', '.join(SPLITS)}, found {split!r}")
+        if split not in FAIRSEQ_SPLITS:
+            raise ConfigError(f"--splits: expected {', '.join(FAIRSEQ_SPLITS)}, found {split!r}")
     return load_data_bin(
         config.data_dir,
-        splits=[SPLITS[split] for split in splits],
+        splits=[FAIRSEQ_SPLITS[split] for split in splits],
         tokens_per_sample=config.max_tokens,
     )
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from lawa_jax.checkpoints import list_steps, open_checkpoint, verify_checkpoint
 from lawa_jax.interop import state_dicts
-from lawa_jax.interop.trajectory import Options, convert_trajectory
+from lawa_jax.interop.conversion import ConvertOptions, convert_trajectory
+from lawa_jax.trajectory import list_steps, open_checkpoint, verify_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_NUM_CPU_DEVICES": "1"}
@@ -97,7 +97,7 @@ def test_killed_in_the_middle(tmp_path):
     assert 0 < len(finished) < last
     for epoch in finished:
         verify_checkpoint(open_checkpoint(run, step=epoch))
-    summary = convert_trajectory(source, run, state_dicts.convert, Options())
+    summary = convert_trajectory(source, run, state_dicts.convert, ConvertOptions())
     assert set(finished) <= set(summary.finished_before)
     assert sorted(p.name for p in epochs.iterdir()) == sorted(map(str, range(1, last + 1)))
     assert open_checkpoint(run, step=last).read_leaf("params/7")[0] == last

@@ -5,12 +5,13 @@ import functools
 import numpy as np
 import pytest
 
-from lawa_jax.checkpoints import StreamingWriter, open_checkpoint, verify_checkpoint
 from lawa_jax.distributed import ALONE
 from lawa_jax.errors import CorruptCheckpointError, OutputExistsError, SelectionError
-from lawa_jax.jobs import window_job
-from lawa_jax.streaming import plan as plan_
-from lawa_jax.trajectory import average_checkpoints, run_jobs
+from lawa_jax.offline import plan as plan_
+from lawa_jax.offline.prepare import average_checkpoints, make_averages
+from lawa_jax.offline.recipe import window_recipe
+from lawa_jax.output import StepWriter
+from lawa_jax.trajectory import open_checkpoint, verify_checkpoint
 from lawa_jax.tree import LeafSpec
 
 SHAPES = {"params/kernel": (32, 24), "params/bias": (24,), "params/scale": (), "step": ()}
@@ -26,7 +27,7 @@ def run(tmp_path):
     }
     keys = {name: tuple(name.split("/")) for name in specs}
     for epoch in (1, 2, 3):
-        with StreamingWriter(
+        with StepWriter(
             tmp_path / "run" / "epochs" / str(epoch), specs, keys, chunks={"params/kernel": (4, 24)}
         ) as writer:
             for name, spec in specs.items():
@@ -37,7 +38,7 @@ def run(tmp_path):
 
 
 def shared(run, out, group):
-    return run_jobs([window_job(run, k=3)], [out], group=group)[0]
+    return make_averages([window_recipe(run, k=3)], [out], group=group)[0]
 
 
 @pytest.mark.parametrize("count", [2, 4])
@@ -58,8 +59,8 @@ def test_values_and_digests_are_those_of_one_process(as_processes, run, tmp_path
 def test_every_block_is_read_by_one_process(as_processes, run, tmp_path):
     def read(group):
         seen = []
-        job = window_job(run, k=3)
-        run_jobs([job], [tmp_path / "out"], progress=seen.append, group=group)
+        recipe = window_recipe(run, k=3)
+        make_averages([recipe], [tmp_path / "out"], progress=seen.append, group=group)
         return sum(seen)
 
     parts = as_processes(2, read)
@@ -96,7 +97,7 @@ def test_existing_output_is_refused_in_all(as_processes, run, tmp_path):
 
 def test_an_interruptible_pass_is_for_one_process(as_processes, run, tmp_path):
     def work(group):
-        job = window_job(run, k=3)
-        run_jobs([job], [tmp_path / "out"], journal=tmp_path / "journal", group=group)
+        recipe = window_recipe(run, k=3)
+        make_averages([recipe], [tmp_path / "out"], journal=tmp_path / "journal", group=group)
 
     assert all(isinstance(e, SelectionError) for e in as_processes(2, work))

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from lawa_jax.interop.resnet import expected_shapes
-from lawa_jax.interop.roberta import expected_leaves, names_for
+from lawa_jax.interop.fairseq_roberta import expected_leaves, names_for
+from lawa_jax.interop.torchvision_resnet import expected_shapes
 from lawa_jax.tree import LeafSpec
 
 ROBERTA = {"vocabulary": 30, "layers": 2, "width": 16, "ffn_width": 24, "rows": 12}

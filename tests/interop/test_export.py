@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 import torch
 
-from lawa_jax.checkpoints import write_checkpoint
 from lawa_jax.errors import (
     CheckpointWriteError,
     CorruptCheckpointError,
@@ -13,15 +12,17 @@ from lawa_jax.errors import (
     SelectionError,
     TreeMismatchError,
 )
-from lawa_jax.interop import state_dicts, torch_files
+from lawa_jax.interop import state_dicts
+from lawa_jax.interop.conversion import ConvertOptions, convert_trajectory
 from lawa_jax.interop.export import export, find_names
-from lawa_jax.interop.trajectory import Options, convert_trajectory
-from lawa_jax.trajectory import average_checkpoints
+from lawa_jax.offline.prepare import average_checkpoints
+from lawa_jax.output import write_checkpoint
+from lawa_jax.trajectory.formats import torch_files
 
 
 @pytest.fixture
 def run(tmp_path, trajectory):
-    convert_trajectory(trajectory(), tmp_path / "run", state_dicts.convert, Options())
+    convert_trajectory(trajectory(), tmp_path / "run", state_dicts.convert, ConvertOptions())
     return tmp_path / "run"
 
 

@@ -6,8 +6,9 @@ import threading
 import pytest
 import torch
 
-from lawa_jax.interop import state_dicts, torch_files
-from lawa_jax.interop.trajectory import Options, convert_trajectory
+from lawa_jax.interop import state_dicts
+from lawa_jax.interop.conversion import ConvertOptions, convert_trajectory
+from lawa_jax.trajectory.formats import torch_files
 
 MODEL, OPTIMIZER = 20_000_000, 300_000_000  # bytes
 
@@ -46,7 +47,7 @@ def test_memory_is_bounded_by_the_model(tmp_path, monkeypatch):
     del model, moments
 
     def convert(run):
-        convert_trajectory(tmp_path / "checkpoint1.pt", run, state_dicts.convert, Options())
+        convert_trajectory(tmp_path / "checkpoint1.pt", run, state_dicts.convert, ConvertOptions())
 
     bound = 1.2 * MODEL + 100e6
     assert peak_of(lambda: convert(tmp_path / "run")) <= bound

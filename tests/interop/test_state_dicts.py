@@ -4,11 +4,13 @@ import numpy as np
 import pytest
 import torch
 
-from lawa_jax.checkpoints import open_checkpoint, write_checkpoint
-from lawa_jax.interop import state_dicts, torch_files
+from lawa_jax.interop import state_dicts
+from lawa_jax.interop.conversion import ConvertOptions, convert_trajectory
 from lawa_jax.interop.export import export, find_names
-from lawa_jax.interop.trajectory import Options, convert_trajectory
-from lawa_jax.trajectory import average_checkpoints
+from lawa_jax.offline.prepare import average_checkpoints
+from lawa_jax.output import write_checkpoint
+from lawa_jax.trajectory import open_checkpoint
+from lawa_jax.trajectory.formats import torch_files
 
 ODD = ["a", "a.b", "a.b.c", "a/b", "a..b", ".", "", "a.", "%2F", "%=", "%0", "params", "A", "ä.1"]
 
@@ -44,7 +46,7 @@ def test_odd_names_order_dtypes_and_sharing_survive(tmp_path, suffix):
     state |= {"tied": shared, "also": shared, "strided": torch.randn(3, 5).t()}
     torch.save(state, tmp_path / "weights.pt")
     convert_trajectory(
-        tmp_path / "weights.pt", tmp_path / "run", state_dicts.convert, Options(verify=True)
+        tmp_path / "weights.pt", tmp_path / "run", state_dicts.convert, ConvertOptions(verify=True)
     )
     export(str(tmp_path / "run"), tmp_path / f"back{suffix}")
     if suffix == ".pt":
@@ -66,7 +68,7 @@ def test_odd_names_order_dtypes_and_sharing_survive(tmp_path, suffix):
 def test_every_leaf_is_selected_by_default(tmp_path):
     """`lawa` chooses parameters by name; a module called "model" must not hide its siblings."""
     torch.save({"model.w": torch.ones(1), "lm_head.w": torch.ones(1)}, tmp_path / "w.pt")
-    convert_trajectory(tmp_path / "w.pt", tmp_path / "run", state_dicts.convert, Options())
+    convert_trajectory(tmp_path / "w.pt", tmp_path / "run", state_dicts.convert, ConvertOptions())
     assert len(open_checkpoint(tmp_path / "run").leaves) == 2
 
 
@@ -75,7 +77,7 @@ def test_plain_entries_are_kept(tmp_path):
     state = torch_files.read(tmp_path / "w.pt")
     assert state.objects == {"scale": 3}
     assert state_dicts.convert(state).names.ignored == ("x",)
-    convert_trajectory(tmp_path / "w.pt", tmp_path / "run", state_dicts.convert, Options())
+    convert_trajectory(tmp_path / "w.pt", tmp_path / "run", state_dicts.convert, ConvertOptions())
     export(str(tmp_path / "run"), tmp_path / "back.pt")
     back = torch.load(tmp_path / "back.pt", weights_only=True)["state_dict"]
     assert back["scale"] == 3
@@ -84,7 +86,7 @@ def test_plain_entries_are_kept(tmp_path):
 
 def test_plain_entries_of_an_average_are_left_out(tmp_path, capsys):
     torch.save({"w": torch.ones(1), "version": 3, "v": torch.zeros(2)}, tmp_path / "w.pt")
-    convert_trajectory(tmp_path / "w.pt", tmp_path / "run", state_dicts.convert, Options())
+    convert_trajectory(tmp_path / "w.pt", tmp_path / "run", state_dicts.convert, ConvertOptions())
     write_checkpoint(tmp_path / "average", average_checkpoints(tmp_path / "run", k=1))
     export(str(tmp_path / "average"), tmp_path / "back.pt", names=find_names(tmp_path / "run"))
     assert list(torch.load(tmp_path / "back.pt", weights_only=True)) == ["w", "v"]

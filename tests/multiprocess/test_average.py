@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from orbax import checkpoint as ocp
 
-from lawa_jax.checkpoints import open_checkpoint, verify_checkpoint
+from lawa_jax.trajectory import open_checkpoint, verify_checkpoint
 
 pytestmark = pytest.mark.multiprocess
 ROOT = Path(__file__).resolve().parents[2]
@@ -40,7 +40,7 @@ def test_saved_by_8_devices_averaged_by_1_2_and_4_processes(start, tmp_path):
     saved = start([script, run], 1, devices=8)
     assert saved.wait() == [0], saved.text()
     cli = tmp_path / "lawa.py"
-    cli.write_text("from lawa_jax.cli import main\nmain()\n")
+    cli.write_text("from lawa_jax.cli.main import main\nmain()\n")
     found = {}
     for count in (1, 2, 4):
         out = tmp_path / f"out{count}"

@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lawa_jax.checkpoints import list_steps, open_checkpoint, verify_checkpoint, write_checkpoint
+from lawa_jax.output import write_checkpoint
+from lawa_jax.trajectory import list_steps, open_checkpoint, verify_checkpoint
 
 pytestmark = pytest.mark.multiprocess
 
@@ -13,10 +14,10 @@ SHARE = """
 import sys
 import jax, numpy as np
 from etils import epath
-from lawa_jax.averaging import Accumulator
-from lawa_jax.checkpoints import open_checkpoint
-from lawa_jax.checkpoints.run_writer import RunWriter
-from lawa_jax.checkpoints.sharded_reading import read_sharded
+from lawa_jax.averaging.device import Accumulator
+from lawa_jax.trajectory import open_checkpoint
+from lawa_jax.training.run_writer import RunWriter
+from lawa_jax.training.sharded_reading import read_sharded
 from lawa_jax.distributed import leave
 from lawa_jax.errors import CorruptCheckpointError
 from lawa_jax.training.command_line import Actions

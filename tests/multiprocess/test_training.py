@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lawa_jax.checkpoints import list_steps, open_checkpoint, verify_checkpoint
+from lawa_jax.trajectory import list_steps, open_checkpoint, verify_checkpoint
 
 pytestmark = pytest.mark.multiprocess
 ROOT = Path(__file__).resolve().parents[2]

@@ -11,7 +11,8 @@ import pytest
 from flax import linen, nnx
 from flax.training import train_state
 
-from lawa_jax import average, average_checkpoints, coefficients
+from lawa_jax import average, average_checkpoints
+from lawa_jax.averaging import coefficients
 from lawa_jax.errors import SelectionError
 from lawa_jax.online import (
     RingState,

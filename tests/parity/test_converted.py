@@ -9,16 +9,15 @@ import numpy as np
 import pytest
 import torch
 
-from lawa_jax.checkpoints import open_checkpoint
-from lawa_jax.interop import resnet as interop_resnet
-from lawa_jax.interop import roberta as interop_roberta
-from lawa_jax.interop.trajectory import Options, convert_trajectory
+from lawa_jax.interop import fairseq_roberta, torchvision_resnet
+from lawa_jax.interop.conversion import ConvertOptions, convert_trajectory
 from lawa_jax.models.functional import functional
 from lawa_jax.models.resnet import resnet
 from lawa_jax.models.roberta import BASE, Roberta
+from lawa_jax.offline.prepare import average_checkpoints
 from lawa_jax.training.classification import classification_loss
 from lawa_jax.training.steps import make_eval_step
-from lawa_jax.trajectory import average_checkpoints
+from lawa_jax.trajectory import open_checkpoint
 from lawa_jax.tree import LeafSpec
 
 
@@ -57,8 +56,8 @@ def test_resnet50_logits_and_evaluation(tmp_path, torch_network):
     convert_trajectory(
         tmp_path / "checkpoint1.pt",
         tmp_path / "run",
-        lambda s: interop_resnet.convert(s, "resnet50"),
-        Options(),
+        lambda s: torchvision_resnet.convert(s, "resnet50"),
+        ConvertOptions(),
     )
     model = device(open_checkpoint(tmp_path / "run", include=("*",)).read_tree())
     network = functional(lambda rngs: resnet("resnet50", num_classes=20, rngs=rngs))
@@ -82,12 +81,12 @@ def test_resnet50_logits_and_evaluation(tmp_path, torch_network):
 
 def roberta_state(sizes, vocabulary, seed=0, scale=0.4):
     generator = torch.Generator().manual_seed(seed)
-    shapes = interop_roberta.expected_leaves(
+    shapes = fairseq_roberta.expected_leaves(
         vocabulary, sizes["layers"], sizes["width"], sizes["ffn_width"], sizes["max_tokens"] + 2
     )
     specs = {name: LeafSpec(s, np.dtype("float32")) for name, s in shapes.items()}
     state = {}
-    for entry in interop_roberta.names_for(specs, "fairseq").entries:
+    for entry in fairseq_roberta.names_for(specs, "fairseq").entries:
         state[entry.name] = scale * torch.randn(entry.shape, generator=generator)
         if "norm" in entry.name and entry.name.endswith("weight"):
             state[entry.name] += 1
@@ -102,8 +101,8 @@ def compare_roberta(tmp_path, sizes, vocabulary, length, half, scale):
     convert_trajectory(
         tmp_path / "checkpoint1.pt",
         tmp_path / "run",
-        lambda s: interop_roberta.convert(s, sizes["heads"]),
-        Options(),
+        lambda s: fairseq_roberta.convert(s, sizes["heads"]),
+        ConvertOptions(),
     )
     model = device(open_checkpoint(tmp_path / "run").read_tree())
     network = functional(lambda rngs: Roberta(vocab_size=vocabulary, **sizes, rngs=rngs))
@@ -148,7 +147,7 @@ def test_averages_equal_torchs_in_float64(tmp_path, dtype):
     ]
     for epoch, state in enumerate(states, 1):
         torch.save({"model": state}, source / f"checkpoint{epoch}.pt")
-    convert_trajectory(source, tmp_path / "run", interop_roberta.convert, Options())
+    convert_trajectory(source, tmp_path / "run", fairseq_roberta.convert, ConvertOptions())
     ours = average_checkpoints(tmp_path / "run", k=5)
     kernel = "encoder.sentence_encoder.layers.1.fc1.weight"
     for name, array in (
@@ -168,7 +167,7 @@ def test_integer_buffers_are_the_newest(tmp_path, torch_network):
         state["fc.bias"] += epoch
         torch.save({"epoch": epoch, "state_dict": state}, source / f"checkpoint{epoch}.pt")
     convert_trajectory(
-        source, tmp_path / "run", lambda s: interop_resnet.convert(s, "auto"), Options()
+        source, tmp_path / "run", lambda s: torchvision_resnet.convert(s, "auto"), ConvertOptions()
     )
     average = average_checkpoints(tmp_path / "run", k=3)
     assert average["buffers"]["bn1"]["num_batches_tracked"] == 3

@@ -12,7 +12,7 @@ import torch
 from flax import nnx
 from torch.overrides import TorchFunctionMode
 
-from lawa_jax.batch_norm import recalibrate_torch
+from lawa_jax.averaging.batch_norm import recalibrate_torch
 from lawa_jax.models.functional import functional
 from lawa_jax.models.resnet import ARCHITECTURES, ResNet
 from lawa_jax.training.classification import classification_loss, moments_fn

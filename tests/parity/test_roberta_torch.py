@@ -24,7 +24,7 @@ from lawa_jax.data.token_files import TokenLines
 from lawa_jax.models.functional import functional
 from lawa_jax.models.roberta import Roberta
 from lawa_jax.training.adam import adam, polynomial_decay
-from lawa_jax.training.losses import mean_metrics
+from lawa_jax.training.metrics import total_of
 from lawa_jax.training.mlm import masked_lm_loss
 from lawa_jax.training.steps import init_state, make_eval_step, make_train_step
 from lawa_jax.tree import named_leaves
@@ -234,7 +234,7 @@ def test_ten_float64_steps_equal_torchs(batches):
             ours, metrics = step(ours, batch, rate, jax.random.key(0))
             loss, grads = torch_gradients(state, batch)
             theirs.step(state, grads, rate)
-            bits = mean_metrics(metrics)["loss"]
+            bits = total_of([metrics]).means()["loss"]
             assert bits == pytest.approx(loss / math.log(2), rel=1e-6), number
         found = fairseq_state(ours["model"], torch.float64)
     for name, parameter in state.items():

@@ -3,7 +3,7 @@ import math
 import pytest
 
 from lawa_jax.report.sweeps import sweep_plot
-from lawa_jax.results import Row
+from lawa_jax.search.results import Row
 
 
 def row(k, end, method="uniform", **metrics):

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 import lawa_jax
-from lawa_jax.checkpoints import list_steps, open_checkpoint, write_checkpoint
+from lawa_jax.output import write_checkpoint
+from lawa_jax.trajectory import list_steps, open_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = [sys.executable, str(ROOT / "train" / "resnet_imagenet.py")]

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lawa_jax.checkpoints import list_steps, open_checkpoint
 from lawa_jax.data.text import prepare_text
+from lawa_jax.trajectory import list_steps, open_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = [sys.executable, str(ROOT / "train" / "roberta_wikitext.py")]

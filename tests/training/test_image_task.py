@@ -9,7 +9,6 @@ import pytest
 from etils import epath
 from PIL import Image
 
-from lawa_jax.checkpoints import list_steps, open_checkpoint
 from lawa_jax.data import imagenet, images
 from lawa_jax.data.datasets import ImageData
 from lawa_jax.data.loader import ArraySource
@@ -19,6 +18,7 @@ from lawa_jax.training import lawa, resume
 from lawa_jax.training.image_task import image_task
 from lawa_jax.training.loop import train
 from lawa_jax.training.mesh import Placement
+from lawa_jax.trajectory import list_steps, open_checkpoint
 
 SMALL = {"seed": 0, "epochs": 3, "batch_size": 8, "arch": "resnet_digits", "threads": 1}
 

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from etils import epath
 
-from lawa_jax.checkpoints import list_steps, open_checkpoint
+from lawa_jax.averaging.host import BlockAverage
 from lawa_jax.errors import TrainingFailedError
-from lawa_jax.host_averaging import BlockAverage
 from lawa_jax.script import Terminated
 from lawa_jax.training import lawa, resume
 from lawa_jax.training.log import JsonLog
 from lawa_jax.training.loop import train
+from lawa_jax.trajectory import list_steps, open_checkpoint
 
 sys.path.insert(0, str(Path(__file__).parent))
 from tiny import tiny_task

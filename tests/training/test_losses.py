@@ -5,12 +5,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lawa_jax.training.losses import (
-    add_metrics,
     classification_metrics,
     in_top_k,
-    mean_metrics,
     softmax_cross_entropy,
 )
+from lawa_jax.training.metrics import total_of
 
 
 def test_cross_entropy_by_hand():
@@ -60,7 +59,7 @@ def test_masked_samples_do_not_count_even_if_nan():
     masked = classification_metrics(logits, labels, mask)
     plain = classification_metrics(logits[:2], labels[:2])
     assert masked.keys() == {"loss", "top1", "top5"}
-    assert mean_metrics(masked) == pytest.approx(mean_metrics(plain))
+    assert total_of([masked]).means() == pytest.approx(total_of([plain]).means())
     assert masked["top1"] == (1.0, 2)
 
 
@@ -73,10 +72,9 @@ def test_sums_of_batches_are_the_whole():
     random = np.random.default_rng(0)
     logits = jnp.asarray(random.normal(size=(5, 10)), jnp.float32)
     labels = jnp.arange(5)
-    parts = add_metrics(
-        classification_metrics(logits[:3], labels[:3]),
-        classification_metrics(logits[3:], labels[3:]),
+    parts = total_of(
+        classification_metrics(logits[rows], labels[rows]) for rows in (slice(3), slice(3, None))
     )
     whole = classification_metrics(logits, labels)
-    assert mean_metrics(parts) == pytest.approx(mean_metrics(whole))
-    assert np.isnan(mean_metrics({"x": (jnp.float32(0), jnp.int32(0))})["x"])
+    assert parts.means() == pytest.approx(total_of([whole]).means())
+    assert np.isnan(total_of([{"x": (jnp.float32(0), jnp.int32(0))}]).means()["x"])

@@ -5,8 +5,8 @@ import jax
 import numpy as np
 import pytest
 
-from lawa_jax.checkpoints import write_checkpoint
 from lawa_jax.errors import ConfigError
+from lawa_jax.output import write_checkpoint
 from lawa_jax.training import resume
 
 sys.path.insert(0, str(Path(__file__).parent))

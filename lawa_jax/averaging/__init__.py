@@ -1,0 +1,1 @@
+"""The arithmetic of averaging, which knows no files: windows, coefficients, sums, statistics."""

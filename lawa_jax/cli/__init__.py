@@ -1,0 +1,1 @@
+"""`lawa`: one file a command, each a dataclass of arguments and what to do with them."""

@@ -1,0 +1,229 @@
+"""`lawa average`: a window of a run, its best checkpoints, or any weighted set."""
+
+import dataclasses
+import math
+import sys
+import time
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+
+from lawa_jax.cli.options import Averaging, human, print_json, progress, rows
+from lawa_jax.errors import ConfigError
+
+if TYPE_CHECKING:
+    from lawa_jax.distributed import Group
+    from lawa_jax.offline.prepare import Estimate
+    from lawa_jax.offline.recipe import Recipe
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OneAverage(Averaging):
+    """Commands that make one average."""
+
+    bn: Literal["latest", "average"] = "latest"
+    """BatchNorm statistics: of the newest checkpoint, or averaged like weights. (In Python,
+    lawa_jax.average_checkpoints averages them unless told otherwise.)"""
+    out: Annotated[str | None, tyro.conf.arg(aliases=["-o"])] = None
+    """Where to write the average."""
+
+    coordinator: str | None = None
+    """HOST:PORT of process 0: several processes share the work, each with the same command. On TPU
+    pods, SLURM and Open MPI, --processes says it all."""
+    process_count: int | None = None
+    """With --coordinator: how many processes there are."""
+    process_index: int | None = None
+    """With --coordinator: which of them this is, from 0."""
+    processes: bool = False
+    """Join the other processes that a launcher started with this one."""
+
+    def recipe(self) -> "Recipe":
+        """What to average."""
+        raise NotImplementedError
+
+    def __call__(self) -> None:
+        """Make the average."""
+        group = self._join()
+        from lawa_jax.offline.prepare import estimate, make_averages
+
+        recipe = self.recipe()
+        expected = estimate([recipe], self.options(self.bn))
+        if self.dry_run:
+            if group.index == 0:
+                self.say(recipe, expected, dry=True)
+            return
+        if self.out is None:
+            raise ConfigError("say where to write the average: -o OUT (or --dry-run)")
+        if not self.json and group.index == 0:
+            self.say(recipe, expected, dry=False)
+        started = time.perf_counter()
+        # The bar is of this process's share.
+        with progress(expected.bytes_to_read // group.count, "reading") as advance:
+            result = make_averages(
+                [recipe],
+                [self.out],
+                options=self.options(self.bn),
+                overwrite=self.overwrite,
+                progress=advance,
+                group=group,
+            )[0]
+        seconds = time.perf_counter() - started
+        if group.index:
+            return
+        if self.json:
+            print_json(
+                {
+                    "out": str(result.path),
+                    "sources": sources_of(recipe),
+                    "method": recipe.method,
+                    "leaves": expected.leaves,
+                    "bytes_read": result.bytes_read,
+                    "bytes_written": expected.bytes_to_write,
+                    "memory_bound": expected.memory_bound,
+                    "statistics": expected.statistics,
+                    "bn": self.bn if expected.statistics else None,
+                    "seconds": {**result.seconds, "all": seconds},
+                    "digests": result.digests,
+                }
+            )
+        else:
+            print(
+                f"wrote {result.path}: {human(expected.bytes_to_write)} from "
+                f"{human(result.bytes_read)} in {seconds:.2f} s; check it with: lawa verify "
+                f"{result.path}"
+            )
+
+    def _join(self) -> "Group":
+        from lawa_jax.distributed import ALONE, initialize
+
+        given = (self.coordinator, self.process_count, self.process_index)
+        if not self.processes and given == (None, None, None):
+            return ALONE
+        return initialize(*given)
+
+    def say(self, recipe: "Recipe", expected: "Estimate", *, dry: bool) -> None:
+        """What will be done, as JSON or for people."""
+        if self.json:
+            print_json(
+                {
+                    "sources": sources_of(recipe),
+                    "method": recipe.method,
+                    "leaves": expected.leaves,
+                    "bytes_to_read": expected.bytes_to_read,
+                    "bytes_to_write": expected.bytes_to_write,
+                    "memory_bound": expected.memory_bound,
+                    "statistics": expected.statistics,
+                    "bn": self.bn if expected.statistics else None,
+                }
+            )
+            return
+        if dry:
+            body = [[s["checkpoint"], f"{s['coefficient']:.6f}"] for s in sources_of(recipe)]
+            print(rows(["checkpoint", "coefficient"], body))
+        print(
+            f"{recipe.method} average of {len(recipe.sources)} checkpoints, "
+            f"{expected.leaves} leaves; reads {human(expected.bytes_to_read)}, "
+            f"writes {human(expected.bytes_to_write)}, "
+            f"memory at most {human(expected.memory_bound)}",
+            file=sys.stdout if dry else sys.stderr,
+        )
+        warn_of_statistics(expected, self.bn)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Average(OneAverage):
+    """Average checkpoints: lawa average RUN -k 5 --end 90 -o OUT; lawa average RUN --best 5
+    --metric val/top1 --mode max -o OUT; lawa average A@10:0.25 B@20:0.75 -o OUT."""
+
+    sources: Annotated[
+        tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN[@STEP[:WEIGHT]]")
+    ] = ()
+    """A run to choose from; or several checkpoints RUN@step[:weight]."""
+    k: Annotated[int | None, tyro.conf.arg(aliases=["-k"])] = None
+    """Number of latest checkpoints, 5 by default."""
+    end: int | None = None
+    """The newest checkpoint of the window; the run's newest by default."""
+    window: str | None = None
+    """Share of the run instead of -k: 1% (rounded up, at least 2)."""
+    steps: str | None = None
+    """Exactly these steps: 50:90:10 (both ends included) or 1,2,5."""
+    best: int | None = None
+    """The best so many checkpoints by --metric."""
+    metric: str | None = None
+    """Metric saved with the checkpoints (see lawa ls)."""
+    mode: Literal["min", "max"] = "min"
+    """Whether a low or a high metric is good."""
+    method: str = "uniform"
+    """uniform, linear, ema[:decay], power_ema[:sigma_rel], decay[:linear|cosine|1-sqrt],
+    bema[:eta]."""
+
+    def recipe(self) -> "Recipe":
+        """The window, the best checkpoints or the weighted set."""
+        from lawa_jax.offline.recipe import (
+            best_recipe,
+            split_weight,
+            weighted_recipe,
+            window_recipe,
+        )
+        from lawa_jax.trajectory import parse_address
+
+        given = {
+            "--best": self.best is not None,
+            "--steps": self.steps is not None,
+            "--window": self.window is not None,
+            "-k": self.k is not None,
+        }
+        chosen = [name for name, is_given in given.items() if is_given]
+        if not self.sources:
+            raise ConfigError("name a run to average from, or checkpoints RUN@step[:weight]")
+        if len(chosen) > 1:
+            raise ConfigError(f"{' and '.join(chosen)} contradict each other; choose one")
+        if self.steps is not None and self.end is not None:
+            raise ConfigError("--steps names every checkpoint; leave --end out")
+        place, weight = split_weight(self.sources[0])
+        one = weight is not None or parse_address(place)[1] is not None
+        if len(self.sources) > 1 or one:
+            if chosen or self.end is not None or self.method != "uniform":
+                raise ConfigError(
+                    "checkpoints named one by one are the whole selection; "
+                    "-k, --end, --steps, --window, --best and --method go with one run"
+                )
+            return weighted_recipe(self.sources)
+        run = self.sources[0]
+        if self.best is not None:
+            if self.metric is None:
+                raise ConfigError("--best needs --metric NAME (and --mode max where high is good)")
+            return best_recipe(
+                run, best=self.best, metric=self.metric, mode=self.mode, method=self.method
+            )
+        return window_recipe(
+            run,
+            k=5 if self.k is None else self.k,
+            end=self.end,
+            method=self.method,
+            steps=self.steps,
+            share=self.window,
+        )
+
+
+def sources_of(recipe: "Recipe") -> list[dict[str, Any]]:
+    """The checkpoints of an average, oldest first, with coefficients that sum to 1."""
+    total = math.fsum(recipe.weights)
+    return [
+        {"checkpoint": source, "coefficient": weight / total}
+        for source, weight in zip(recipe.sources, recipe.weights, strict=True)
+    ]
+
+
+def warn_of_statistics(expected: "Estimate", policy: str) -> None:
+    """Say what happens to BatchNorm statistics, and what would be better."""
+    if not expected.statistics:
+        return
+    what = "taken from the newest checkpoint" if policy == "latest" else "averaged like weights"
+    print(
+        f"warning: {len(expected.statistics)} leaves look like BatchNorm statistics (by name, "
+        f"{expected.statistics[0]}) and are {what} (--bn {policy}). Averaged weights want "
+        "statistics of their own: recompute them on training batches with "
+        "lawa_jax.recalibrate(apply_fn, tree, batches)",
+        file=sys.stderr,
+    )

@@ -1,0 +1,102 @@
+"""`lawa diff A B` and `lawa verify OUT`."""
+
+import dataclasses
+
+from lawa_jax.cli.options import Leaves, Path, parse_bytes, print_json, progress, rows
+from lawa_jax.errors import TreeMismatchError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Diff(Leaves):
+    """Compare two checkpoints leaf by leaf; exit code 2 where they are of different models."""
+
+    a: Path
+    """RUN@step or a checkpoint directory."""
+    b: Path
+    """RUN@step or a checkpoint directory."""
+    json: bool = False
+    """Print JSON."""
+
+    def __call__(self) -> int | None:
+        """Print the leaves that differ."""
+        from lawa_jax.offline.prepare import open_address
+        from lawa_jax.offline.verify import diff
+
+        options = {"item": self.item, "include": self.include, "exclude": self.exclude}
+        one, other = (open_address(x, **options) for x in (self.a, self.b))  # type: ignore[arg-type]
+        found = diff(one, other)
+        same = len(one.leaves.keys() | other.leaves.keys()) - len(found)
+        if self.json:
+            print_json({"identical": same, "different": [d._asdict() for d in found]})
+        else:
+            if found:
+                print(
+                    rows(
+                        ["leaf", "max |a-b|", "||a-b||/||a||", "elements", "note"],
+                        [
+                            [
+                                d.name,
+                                "-" if d.max_abs is None else f"{d.max_abs:.3g}",
+                                "-" if d.relative is None else f"{d.relative:.3g}",
+                                f"{d.differing:,} of {d.size:,}" if d.size else "-",
+                                d.problem or "",
+                            ]
+                            for d in found
+                        ],
+                    )
+                )
+            print(f"{same} leaves are identical, {len(found)} differ")
+        problems = [d for d in found if d.problem]
+        if problems:
+            raise TreeMismatchError(
+                f"{one.label} and {other.label} are not of one model: leaf {problems[0].name!r} "
+                f"is {problems[0].problem} ({len(problems)} such leaves)"
+            )
+        return None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Verify:
+    """Check an average against its record: re-read it and its sources, recompute, compare."""
+
+    out: Path
+    """An average written by lawa."""
+    strong: bool = False
+    """Also compute a SHA-256 of every leaf."""
+    memory: str = "1GiB"
+    """Memory to stay within."""
+    threads: int = 2
+    """Threads that read and add."""
+    json: bool = False
+    """Print JSON."""
+
+    def __call__(self) -> int | None:
+        """Print what was found; 3 where sources are missing or anything differs."""
+        from lawa_jax.offline.prepare import open_address
+        from lawa_jax.offline.verify import verify
+
+        total = open_address(self.out, include=("*",)).nbytes
+        with progress(total, "verifying") as advance:
+            found = verify(
+                self.out,
+                strong=self.strong,
+                memory=parse_bytes(self.memory),
+                threads=self.threads,
+                progress=advance,
+            )
+        if self.json:
+            print_json(found._asdict())
+        else:
+            for name, value in found.sha256.items():
+                print(f"{value}  {name}")
+            if found.missing:
+                print(
+                    f"{self.out}: its bytes are as they were written, but it cannot be "
+                    f"recomputed: {len(found.missing)} sources are gone, first {found.missing[0]}"
+                )
+            else:
+                print(
+                    f"{self.out}: {found.leaves} leaves are, bit for bit, the average of "
+                    f"{len(found.sources)} unchanged checkpoints"
+                )
+        return 3 if found.missing else None

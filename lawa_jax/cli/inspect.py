@@ -1,0 +1,71 @@
+"""`lawa inspect RUN@90`: the tree of a checkpoint, from metadata alone."""
+
+import dataclasses
+
+from lawa_jax.cli.options import Leaves, Path, human, print_json, rows
+from lawa_jax.trajectory import open_checkpoint, parse_address
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Inspect(Leaves):
+    """Show a checkpoint's leaves: name, shape, dtype, storage; reads metadata alone."""
+
+    checkpoint: Path
+    """RUN@step, a step directory, or a run (its newest step)."""
+    json: bool = False
+    """Print JSON."""
+
+    def __call__(self) -> None:
+        """Print the leaves."""
+        path, step = parse_address(self.checkpoint)
+        opened = open_checkpoint(
+            path, step=step, item=self.item, include=self.include, exclude=self.exclude
+        )
+        leaves = [
+            {
+                "name": name,
+                "dtype": str(spec.dtype),
+                "shape": list(spec.shape),
+                "chunk": list(opened.chunk_shape(name)),
+                "bytes": spec.nbytes,
+                "storage": "raw" if opened.is_raw(name) else "compressed or OCDBT",
+                "checksum": opened.checksums.get(name),
+            }
+            for name, spec in opened.leaves.items()
+        ]
+        if self.json:
+            print_json(
+                {
+                    "checkpoint": opened.label,
+                    "path": str(opened.path),
+                    "selection": opened.selection.reason,
+                    "left_out": list(opened.selection.left_out),
+                    "metrics": opened.metrics,
+                    "leaves": leaves,
+                }
+            )
+            return
+        print(
+            rows(
+                ["leaf", "dtype", "shape", "chunk", "bytes", "storage"],
+                [
+                    [
+                        str(leaf["name"]),
+                        str(leaf["dtype"]),
+                        str(leaf["shape"]),
+                        "whole" if leaf["chunk"] == leaf["shape"] else str(leaf["chunk"]),
+                        human(opened.leaves[str(leaf["name"])].nbytes),
+                        str(leaf["storage"]),
+                    ]
+                    for leaf in leaves
+                ],
+            )
+        )
+        size = sum(spec.size for spec in opened.leaves.values())
+        print(
+            f"{opened.label}: {len(leaves)} leaves, {size:,} numbers, {human(opened.nbytes)}; "
+            f"checksums: {'yes' if opened.checksums else 'none'}"
+        )
+        print(f"chosen: {opened.selection.reason}")
+        if opened.selection.left_out:
+            print(f"left out: {len(opened.selection.left_out)} leaves (--include '*' shows all)")

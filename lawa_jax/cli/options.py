@@ -1,0 +1,132 @@
+"""What the subcommands share: options for reading, sizes for people, progress."""
+
+import dataclasses
+import json
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Annotated, Any, Literal
+
+import tyro
+from tqdm import tqdm
+
+from lawa_jax.errors import ConfigError
+
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12,
+          "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Leaves:
+    """Which leaves of a checkpoint."""
+
+    item: str | None = None
+    """Item of a step (params, state, ...); chosen by name by default."""
+    include: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """Leaf pattern to take (params/*, repeatable); parameters and batch statistics by default,
+    never optimizer state unless asked."""
+    exclude: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """Leaf pattern to leave out (repeatable)."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Averaging(Leaves):
+    """How to read and average."""
+
+    dtype: str | None = None
+    """Dtype of averaged leaves, e.g. float32 where rounding back to bfloat16 would discard the
+    gain; their own by default."""
+    memory: str = "1GiB"
+    """Memory to stay within."""
+    threads: int = 2
+    """Threads that read and add."""
+    overwrite: bool = False
+    """Replace an existing output."""
+    dry_run: bool = False
+    """Only say what would be done: checkpoints, weights, bytes, memory."""
+    json: bool = False
+    """Print JSON."""
+
+    def options(self, bn: Literal["latest", "average"]) -> Any:
+        """These options as the library takes them, with a policy for BatchNorm statistics."""
+        from lawa_jax.offline.recipe import AveragingOptions
+
+        return AveragingOptions(
+            self.item,
+            self.include,
+            self.exclude,
+            self.dtype,
+            bn,
+            parse_bytes(self.memory),
+            self.threads,
+        )
+
+
+Path = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN[@STEP]")]
+
+
+def parse_bytes(text: str) -> int:
+    """``"1GiB"``, ``"500M"``, ``"1e9"`` as a number of bytes.
+
+    Raises:
+      ConfigError: anything else.
+    """
+    match = re.fullmatch(r"\s*([0-9.eE+]+)\s*([kKmMgGtT]?i?)[bB]?\s*", text)
+    try:
+        assert match is not None
+        size = float(match.group(1)) * _UNITS[match.group(2).lower()]
+    except (AssertionError, KeyError, ValueError):
+        raise ConfigError(f"expected an amount of memory such as 1GiB, found {text!r}") from None
+    if not 1 <= size < 2**62:
+        raise ConfigError(f"expected an amount of memory such as 1GiB, found {text!r}")
+    return int(size)
+
+
+def human(size: float) -> str:
+    """Bytes for people: ``97.8 MB``."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(size) < 1000:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} TB"
+
+
+def numbers(text: str, what: str) -> list[int]:
+    """Comma-separated numbers and start:stop[:stride] ranges, both ends included."""
+    from lawa_jax.averaging.window import parse_steps
+
+    if not text.strip():
+        raise ConfigError(f"{what}: expected numbers such as 2,3,5 or 30:90:10, found nothing")
+    return list(parse_steps(text))
+
+
+def print_json(value: Any) -> None:
+    """One JSON document on stdout."""
+    print(json.dumps(value, indent=2))
+
+
+@contextmanager
+def progress(total: int, what: str, *, delay: float = 0.5) -> Iterator[Any]:
+    """A bar on stderr in bytes with rate and ETA; yields ``advance(bytes)``.
+
+    Where stderr is no terminal, a line every ten seconds; nothing before `delay` seconds.
+    """
+    terminal = sys.stderr.isatty()
+    with tqdm(
+        total=total, desc=what, unit="B", unit_scale=True, file=sys.stderr, leave=False,
+        mininterval=0.1 if terminal else 10.0, delay=delay,
+    ) as bar:  # fmt: skip
+        yield bar.update
+
+
+def rows(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+    """A table with the first column left-aligned and the others right-aligned."""
+    widths = [max(len(row[i]) for row in (head, *body)) for i in range(len(head))]
+    return "\n".join(
+        "  ".join(
+            cell.rjust(width) if i else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in (head, *body)
+    )

@@ -1,0 +1,327 @@
+"""`lawa soup`: which checkpoints of a run to average, found by trying on held-out data."""
+
+import dataclasses
+import functools
+import math
+import os
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
+
+import tyro
+
+from lawa_jax.averaging.statistics import StatisticsPolicy
+from lawa_jax.cli.average import warn_of_statistics
+from lawa_jax.cli.options import Path, human, numbers, print_json, rows
+from lawa_jax.cli.scoring_options import Evaluating
+from lawa_jax.errors import ConfigError, OutputExistsError
+from lawa_jax.trajectory import list_steps
+from lawa_jax.trajectory.discovery import as_path
+
+if TYPE_CHECKING:
+    from lawa_jax.offline.prepare import Estimate
+    from lawa_jax.offline.recipe import AveragingOptions, Recipe
+    from lawa_jax.search.evaluators import Evaluator, Metrics
+    from lawa_jax.search.soups import SearchResult
+
+
+class Scoring(NamedTuple):
+    """Whose metrics the search and the report go by."""
+
+    selecting: "Evaluator"
+    reporting: "Evaluator | None"
+    metric: str | None
+    policy: StatisticsPolicy
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Soup(Evaluating):
+    """Find what to average by trying on held-out data: lawa soup RUN --evaluator mine.py:score
+    --metric loss -o OUT. Report on other data than the search saw: by --report, or with --evaluate
+    by other --splits."""
+
+    run: Path
+    """Run directory."""
+    search: Literal["greedy", "best-k", "best-window"] = "greedy"
+    """greedy: best checkpoints first, each kept if the mean does not get worse by it; best-k: the k
+    that are best one by one; best-window: the best of the windows of the latest k."""
+    k: Annotated[str, tyro.conf.arg(aliases=["-k"])] = "5"
+    """For best-k a number; for best-window numbers to try: 2,3,5,10."""
+    end: str | None = None
+    """For best-window: ends to try, 30:90:10 (both included); the newest candidate by default."""
+    steps: str | None = None
+    """Candidates: 50:90:10 (both ends included) or 1,2,5; all checkpoints by default."""
+    metric: str | None = None
+    """Metric of the search; with --evaluate val/loss by default, otherwise the only one."""
+    mode: Literal["min", "max"] = "min"
+    """Whether a low or a high metric is good."""
+    report: str | None = None
+    """Function for the metrics of what was found, on data that the search did not see:
+    path/to/file.py:function or package.module:function."""
+    out: Annotated[str | None, tyro.conf.arg(aliases=["-o"])] = None
+    """Where to write the average."""
+
+    def __call__(self) -> None:
+        """Search, report and write."""
+        from lawa_jax.averaging import window
+        from lawa_jax.offline.prepare import estimate, make_averages
+
+        if not self.is_evaluating():
+            raise ConfigError(
+                "say how to score an average: --evaluator file.py:function, or --evaluate"
+            )
+        if self.end is not None and self.search != "best-window":
+            raise ConfigError("--end goes with --search best-window; name candidates with --steps")
+        existing = list_steps(self.run)
+        wanted = existing if self.steps is None else numbers(self.steps, "--steps")
+        candidates = window.select(existing, wanted)
+        options = self.options("average")
+        ks = numbers(self.k, "-k")
+        ends = candidates[-1:] if self.end is None else numbers(self.end, "--end")
+        self._check(candidates, ks, ends)
+        if self.dry_run:
+            self._plan(candidates, ks, ends, options)
+            return
+        if self.out is None:
+            raise ConfigError("say where to write the average: -o OUT (or --dry-run)")
+        if as_path(self.out).exists() and not self.overwrite:
+            raise OutputExistsError(
+                f"{self.out} already exists; choose another output, or --overwrite"
+            )
+        scoring = self._scoring()
+        if scoring.reporting is None:
+            print(self._flattering(), file=sys.stderr)
+        found, metrics = self._search(candidates, ks, ends, scoring, options)
+        recipe = self._recipe(found.steps)
+        # Before the report: what was searched for is not lost where that fails.
+        make_averages([recipe], [self.out], options=options, overwrite=self.overwrite)
+        try:
+            report = _report(scoring, found, metrics, (candidates[0], candidates[-1]))
+        except BaseException:
+            print(self._found(found), file=sys.stderr, flush=True)
+            raise
+        self._say(found, report, scoring, estimate([recipe], options))
+
+    def _check(self, candidates: Sequence[int], ks: Sequence[int], ends: Sequence[int]) -> None:
+        """Find mistakes before anything is evaluated."""
+        from lawa_jax.averaging import window
+        from lawa_jax.search import soups
+
+        if self.search == "best-k" and (len(ks) != 1 or not 1 <= ks[0] <= len(candidates)):
+            raise ConfigError(
+                f"-k {self.k}: expected one number of at most {len(candidates)} candidates"
+            )
+        if self.search == "best-window":
+            window.select(candidates, ends)
+            if min(ks) < 1:
+                raise ConfigError(f"-k {self.k}: expected numbers >= 1")
+            most = sum(step <= max(ends) for step in candidates)
+            if max(ks) > most:
+                raise ConfigError(
+                    f"-k {self.k}: expected numbers of at most {most}, the candidates up to "
+                    f"{max(ends)}; choose a smaller k, or a later --end"
+                )
+            # Gaps are found, too.
+            soups.windows(candidates, ks, ends)
+
+    def _metric(self) -> str | None:
+        return self.metric or ("val/loss" if self.evaluate else None)
+
+    def _others(self, metric: str | None) -> list[str]:
+        """With --evaluate the splits that the search does not use."""
+        if not self.evaluate:
+            return []
+        assert metric is not None
+        splits = [split.strip() for split in self.splits.split(",") if split.strip()]
+        chosen = metric.partition("/")[0]
+        if chosen not in splits:
+            raise ConfigError(
+                f"--metric {metric}: expected a metric of --splits {self.splits}, such as "
+                f"{(splits or ['val'])[0]}/loss"
+            )
+        return [split for split in splits if split != chosen]
+
+    def _scoring(self) -> Scoring:
+        from lawa_jax.search.evaluators import load_evaluator
+
+        metric = self._metric()
+        others = self._others(metric)
+        if self.evaluate:
+            assert metric is not None
+            # The search evaluates the one split it needs.
+            chosen = metric.partition("/")[0]
+            selecting, policy = dataclasses.replace(self, splits=chosen).load(self.run)
+        else:
+            selecting, policy = self.load(self.run)
+            policy = policy if self.bn is not None else "average"
+        if policy == "latest":
+            raise ConfigError(
+                "a soup has no newest checkpoint to take BatchNorm statistics from: choose --bn "
+                "average" + (" or --bn recalibrate" if self.evaluate else "")
+            )
+        if self.report is not None:
+            return Scoring(selecting, load_evaluator(self.report, "--report"), metric, policy)
+        if others:
+            reporting, _ = dataclasses.replace(self, splits=",".join(others)).load(self.run)
+            return Scoring(selecting, reporting, metric, policy)
+        return Scoring(selecting, None, metric, policy)
+
+    def _search(
+        self,
+        candidates: tuple[int, ...],
+        ks: Sequence[int],
+        ends: Sequence[int],
+        scoring: Scoring,
+        options: "AveragingOptions",
+    ) -> "tuple[SearchResult, Metrics]":
+        """What was found, and all metrics of it by the function of the search."""
+        from lawa_jax.search import soups
+        from lawa_jax.search.evaluators import metric_of
+
+        evaluator, metric = scoring.selecting, scoring.metric
+        tried: list[Metrics] = []
+        span = (candidates[0], candidates[-1])
+
+        def score(tree: Any) -> float:
+            # Recomputed statistics are of the same batches for all trees.
+            tried.append(_scored(evaluator, tree, span))
+            value = metric_of(tried[-1], metric, evaluator.name)
+            print(f"{len(tried)}: {metric or 'score'} {value:.6g}", file=sys.stderr, flush=True)
+            return value
+
+        load = functools.partial(_load, self.run, options=options)
+        # Both score what they found in the end.
+        if self.search == "greedy":
+            return soups.greedy_soup(load, candidates, score, mode=self.mode), tried[-1]
+        if self.search == "best-k":
+            return soups.best_k(load, candidates, score, ks[0], mode=self.mode), tried[-1]
+        found = soups.best_window(load, candidates, score, ks=ks, ends=ends, mode=self.mode)
+        best = next(n for n, trial in enumerate(found.trials) if trial.steps == found.steps)
+        return found, tried[best]
+
+    def _recipe(self, steps: tuple[int, ...]) -> "Recipe":
+        from lawa_jax.offline.recipe import Recipe, address
+
+        sources = tuple(address(self.run, step) for step in steps)
+        return Recipe(sources, (1.0,) * len(steps), f"soup:{self.search}", f"soup-{self.search}")
+
+    def _plan(
+        self,
+        candidates: tuple[int, ...],
+        ks: Sequence[int],
+        ends: Sequence[int],
+        options: "AveragingOptions",
+    ) -> None:
+        from lawa_jax.offline.prepare import estimate
+        from lawa_jax.search import soups
+
+        n = len(candidates)
+        if self.search == "best-window":
+            evaluations = len(soups.windows(candidates, ks, ends))
+        else:
+            evaluations = 2 * n if self.search == "greedy" else n + 1
+        # The function of the search is not asked again.
+        evaluations += self.report is not None or bool(self._others(self._metric()))
+        size = estimate([self._recipe(candidates[:1])], options).bytes_to_write
+        plan = {"candidates": list(candidates), "evaluations": evaluations, "bytes_each": size}
+        if self.json:
+            print_json(plan)
+        else:
+            print(
+                f"{self.search} search among {n} checkpoints of {human(size)}: at most "
+                f"{evaluations} evaluations"
+            )
+
+    def _flattering(self) -> str:
+        if self.evaluate:
+            return (
+                "warning: the reported figures flatter, for they are of the split that the search "
+                "sees; for figures of others give further --splits, or --report file.py:function"
+            )
+        return (
+            "warning: the reported figures flatter where they are of data that the search sees; "
+            "for figures of other data give --report file.py:function"
+        )
+
+    def _found(self, found: "SearchResult") -> str:
+        assert self.out is not None
+        return (
+            f"found {' '.join(map(str, found.steps))}: {found.score:.6g} in the search\n"
+            f"wrote {os.fspath(as_path(self.out))}"
+        )
+
+    def _say(
+        self, found: "SearchResult", report: "Metrics", scoring: Scoring, expected: "Estimate"
+    ) -> None:
+        from lawa_jax.search.evaluators import describe
+
+        if self.json:
+            print_json(
+                {
+                    "out": self.out,
+                    "steps": list(found.steps),
+                    "metric": scoring.metric,
+                    "score": _plain(found.score),
+                    "report": {name: _plain(value) for name, value in report.items()},
+                    "trials": [
+                        {"steps": list(t.steps), "score": _plain(t.score), "kept": t.kept}
+                        for t in found.trials
+                    ],
+                }
+            )
+            return
+        warn_of_statistics(expected, "average")
+        if scoring.policy == "recalibrate":
+            print("the figures here are with recomputed statistics", file=sys.stderr)
+        print(
+            rows(
+                ["checkpoints", scoring.metric or "score", ""],
+                [
+                    [
+                        " ".join(map(str, t.steps)),
+                        f"{t.score:.6g}",
+                        "kept" if t.kept and len(t.steps) > 1 else "",
+                    ]
+                    for t in found.trials
+                ],
+            )
+        )
+        print("")
+        if report:
+            print(f"report: {describe(report)}")
+        print(self._found(found))
+
+
+def _load(run: str, step: int, *, options: "AveragingOptions") -> dict[str, Any]:
+    """One checkpoint, verified, through the engine that averages."""
+    from lawa_jax.offline.prepare import make_averages
+    from lawa_jax.offline.recipe import Recipe, address
+
+    recipe = Recipe((address(run, step),), (1.0,), "uniform", f"step{step}")
+    tree = make_averages([recipe], options=options)[0].tree
+    assert tree is not None
+    return tree
+
+
+def _scored(evaluator: "Evaluator", tree: Any, span: tuple[int, ...]) -> "Metrics":
+    import jax
+    import numpy as np
+
+    from lawa_jax.search.scoring import score
+
+    # Soups are made on the device; evaluators are promised numpy.
+    return score(evaluator, jax.tree.map(np.asarray, tree), span, "an average of the search")
+
+
+def _report(
+    scoring: Scoring, found: "SearchResult", metrics: "Metrics", span: tuple[int, ...]
+) -> "Metrics":
+    """Figures that the search did not go by."""
+    if scoring.reporting is not None:
+        return _scored(scoring.reporting, found.tree, span)
+    # Without a name it is the only one.
+    return {n: v for n, v in metrics.items() if scoring.metric and n != scoring.metric}
+
+
+def _plain(value: float) -> float | str:
+    return value if math.isfinite(value) else str(value)

@@ -1,0 +1,253 @@
+"""`lawa sweep`: every window length, end and method, written to disk or evaluated."""
+
+import dataclasses
+import functools
+import math
+import os
+import pathlib
+import sys
+import time
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+
+from lawa_jax.averaging.statistics import StatisticsPolicy
+from lawa_jax.cli.average import sources_of, warn_of_statistics
+from lawa_jax.cli.options import Path, human, numbers, print_json, progress, rows
+from lawa_jax.cli.scoring_options import Evaluating, averaged_by, say_row
+from lawa_jax.errors import ConfigError
+from lawa_jax.trajectory.discovery import as_path, is_object_store
+
+if TYPE_CHECKING:
+    from etils import epath
+
+    from lawa_jax.offline.prepare import Estimate
+    from lawa_jax.offline.recipe import AveragingOptions, Recipe
+    from lawa_jax.search.evaluators import Evaluator
+    from lawa_jax.search.results import Row
+
+JOURNAL = ".lawa-sweep"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sweep(Evaluating):
+    """Average many windows in one pass over a run: lawa sweep RUN -k 2,3,5,10 --end 30:90:10
+    --method uniform,ema -o OUTDIR. With --evaluator or --evaluate the averages are evaluated in
+    memory, and OUTDIR gets a table and a figure. Interrupted, the same command goes on where it
+    stopped."""
+
+    run: Path
+    """Run directory."""
+    k: Annotated[str, tyro.conf.arg(aliases=["-k"])] = "5"
+    """Numbers of checkpoints: 2,3,5,10; 1 is the raw checkpoint."""
+    end: str
+    """Ends of the windows: 30:90:10 (both ends included) or 30,60,90."""
+    method: str = "uniform"
+    """Methods, comma-separated (see lawa average)."""
+    out: Annotated[str | None, tyro.conf.arg(aliases=["-o"])] = None
+    """Directory for the averages, one subdirectory each; or for the results of evaluating them."""
+    keep: bool = False
+    """With --evaluator or --evaluate: also write the averages."""
+
+    def __call__(self) -> None:
+        """Make the averages."""
+        from lawa_jax.offline.prepare import estimate
+        from lawa_jax.offline.recipe import sweep_recipes
+
+        evaluating = self.is_evaluating()
+        if self.keep and not evaluating:
+            raise ConfigError("--keep goes with --evaluator or --evaluate")
+        recipes = sweep_recipes(
+            self.run,
+            ks=numbers(self.k, "-k"),
+            ends=numbers(self.end, "--end"),
+            methods=[m.strip() for m in self.method.split(",") if m.strip()],
+        )
+        if self.out is None and not self.dry_run:
+            what = "the results" if evaluating else "the averages"
+            raise ConfigError(f"say where to write {what}: -o OUTDIR (or --dry-run)")
+        if evaluating:
+            evaluator, policy = self.load(self.run)
+            self._evaluate(recipes, evaluator, policy)
+            return
+        options = self.options(averaged_by(self.bn or "latest"))
+        expected = estimate(recipes, options)
+        plan = {
+            "averages": {
+                recipe.name: {"method": recipe.method, "sources": sources_of(recipe)}
+                for recipe in recipes
+            },
+            "checkpoints": expected.checkpoints,
+            "bytes_to_read": expected.bytes_to_read,
+            "bytes_to_write": expected.bytes_to_write,
+            "memory_bound": expected.memory_bound,
+            "statistics": expected.statistics,
+            "bn": options.bn if expected.statistics else None,
+        }
+        if self.dry_run and self.json:
+            print_json(plan)
+            return
+        if self.dry_run:
+            _print_recipes(recipes)
+        if not self.json:
+            print(
+                f"{len(recipes)} averages from {len(expected.checkpoints)} checkpoints, each read "
+                f"once; reads {human(expected.bytes_to_read)}, writes "
+                f"{human(expected.bytes_to_write)}, memory at most {human(expected.memory_bound)}",
+                file=sys.stdout if self.dry_run else sys.stderr,
+            )
+            warn_of_statistics(expected, options.bn)
+        if self.dry_run:
+            return
+        started = time.perf_counter()
+        outputs = self._write(recipes, options, expected)
+        seconds = time.perf_counter() - started
+        if self.json:
+            print_json({**plan, "outputs": outputs, "seconds": seconds})
+        else:
+            print(f"wrote {len(outputs)} averages into {self.out} in {seconds:.2f} s")
+
+    def _write(
+        self, recipes: "list[Recipe]", options: "AveragingOptions", expected: "Estimate"
+    ) -> list[str]:
+        from lawa_jax.offline.prepare import make_averages
+
+        folder = self._folder()
+        # Object stores cannot be staged beside and taken up again.
+        journal = None if is_object_store(folder) else folder / JOURNAL
+        with progress(expected.bytes_to_read, "reading") as advance:
+            results = make_averages(
+                recipes,
+                [folder / recipe.name for recipe in recipes],
+                options=options,
+                overwrite=self.overwrite,
+                journal=journal,
+                progress=advance,
+            )
+        return [str(result.path) for result in results]
+
+    def _folder(self) -> "epath.Path":
+        assert self.out is not None
+        return as_path(self.out)
+
+    def _evaluate(
+        self, recipes: "list[Recipe]", evaluator: "Evaluator", policy: StatisticsPolicy
+    ) -> None:
+        from lawa_jax.offline.prepare import estimate
+        from lawa_jax.search import scoring
+
+        options = self.options(averaged_by(policy))
+        expected = estimate(recipes, options)
+        grouped = scoring.passes(recipes, options)
+        reads = sum(estimate(group, each).bytes_to_read for group, each in grouped)
+        plan: dict[str, Any] = {
+            "averages": {
+                recipe.name: {"method": recipe.method, "sources": sources_of(recipe)}
+                for recipe in recipes
+            },
+            "evaluator": evaluator.name,
+            "bn": policy if expected.statistics else None,
+            "passes": 1 if self.keep else len(grouped),
+            "bytes_to_read": expected.bytes_to_read if self.keep else reads,
+            "bytes_to_write": expected.bytes_to_write if self.keep else 0,
+        }
+        if self.dry_run and self.json:
+            print_json(plan)
+            return
+        if self.dry_run:
+            _print_recipes(recipes)
+        if not self.json:
+            print(
+                f"{len(recipes)} averages from {len(expected.checkpoints)} checkpoints, made in "
+                f"{plan['passes']} pass{'es' * (plan['passes'] > 1)} and evaluated by "
+                f"{evaluator.name}; reads at most {human(plan['bytes_to_read'])}",
+                file=sys.stdout if self.dry_run else sys.stderr,
+            )
+            if policy != "recalibrate":
+                warn_of_statistics(expected, policy)
+        if not self.dry_run:
+            self._fill(recipes, evaluator, options, plan)
+
+    def _fill(
+        self,
+        recipes: "list[Recipe]",
+        evaluator: "Evaluator",
+        options: "AveragingOptions",
+        plan: dict[str, Any],
+    ) -> None:
+        """Write the table, row by row, and the figure."""
+        from lawa_jax.report.sweeps import sweep_plot
+        from lawa_jax.report.tables import table
+        from lawa_jax.search import scoring
+        from lawa_jax.search.results import FIGURE, IDENTITY, Results
+
+        if is_object_store(self._folder()):
+            raise ConfigError(f"-o {self.out}: results are appended to, so name a local directory")
+        folder, run = self._folder(), as_path(self.run)
+        setting = {
+            "run": str(run) if is_object_store(run) else os.path.abspath(run),
+            "evaluator": evaluator.name,
+            "bn": plan["bn"],
+            "item": self.item,
+            "include": list(self.include),
+            "exclude": list(self.exclude),
+            "dtype": self.dtype,
+            # Last: the others say more clearly what differs.
+            IDENTITY: evaluator.identity,
+        }
+        results = Results(_local(folder), setting, overwrite=self.overwrite)
+        try:
+            if self.keep:
+                self._keep(recipes, options)
+                trees = functools.partial(scoring.stored, folder=folder, options=options)
+            else:
+                trees = functools.partial(scoring.in_memory, options=options)
+            found = scoring.score_recipes(
+                recipes, evaluator, results, trees, options=options, on_row=say_row
+            )
+        finally:
+            results.close()
+        figure = _local(folder) / FIGURE
+        shown = sorted(results.rows.values(), key=lambda row: (row.end, row.k))
+        sweep_plot(shown, f"{run.name}, {evaluator.name}", figure)
+        if self.json:
+            print_json({**plan, "rows": [_json(row) for row in found], "out": str(folder)})
+            return
+        names = list(found[0].metrics)
+        print(
+            table(
+                ["average", *names],
+                [
+                    [r.name, *(f"{r.metrics.get(n, float('nan')):.6f}" for n in names)]
+                    for r in found
+                ],
+            )
+        )
+        print(f"\ndata: {folder / 'results.csv'}\nplot: {figure}")
+
+    def _keep(self, recipes: "list[Recipe]", options: "AveragingOptions") -> None:
+        """Write the averages that are not there yet."""
+        from lawa_jax.offline.prepare import estimate
+        from lawa_jax.search import scoring
+
+        folder = self._folder()
+        # A pass that was interrupted is taken up with the recipes it had.
+        whole = _local(folder / JOURNAL).exists() or self.overwrite
+        missing = [j for j in recipes if whole or not scoring.is_stored(j, folder, options)]
+        if missing:
+            self._write(missing, options, estimate(missing, options))
+
+
+def _print_recipes(recipes: "list[Recipe]") -> None:
+    body = [[j.name, " ".join(s.rpartition("@")[2] for s in j.sources), j.method] for j in recipes]
+    print(rows(["average", "checkpoints", "method"], body))
+
+
+def _local(path: "epath.Path") -> pathlib.Path:
+    return pathlib.Path(os.fspath(path))
+
+
+def _json(row: "Row") -> dict[str, Any]:
+    # JSON has no NaN.
+    metrics = {n: v if math.isfinite(v) else str(v) for n, v in row.metrics.items()}
+    return {**row._asdict(), "metrics": metrics}

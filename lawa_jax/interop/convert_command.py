@@ -1,0 +1,141 @@
+"""The command line that the converters share: one way in, and one way back."""
+
+import gc
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+import tyro
+
+from lawa_jax.errors import SelectionError
+from lawa_jax.interop import export as export_
+from lawa_jax.interop.conversion import ConvertOptions, Summary, convert_trajectory
+from lawa_jax.interop.export import NamesFor
+from lawa_jax.interop.names import Converter
+from lawa_jax.trajectory.file_steps import parse_epochs
+
+
+@dataclass(frozen=True)
+class ConvertArguments:
+    """What every converter takes."""
+
+    source: Annotated[str, tyro.conf.Positional]
+    """A folder of checkpoints or one of them; with --export a run, RUN@EPOCH or an average."""
+    target: Annotated[str, tyro.conf.Positional]
+    """The run directory to make; with --export a .pt or .safetensors file, or a folder."""
+    export: bool = False
+    """Go back: from a run to PyTorch files."""
+    epochs: str = ""
+    """First and last epoch to convert, both included: 26:90. Default: all."""
+    every: int = 1
+    """Convert every so many-th of these, counted from the first."""
+    workers: int = 2
+    """Files converted at once."""
+    verify: bool = False
+    """Re-read what was written and compare every tensor with its file."""
+    dry_run: bool = False
+    """Open and check every file, say what would be written, write nothing."""
+    overwrite: bool = False
+    """Replace epochs that were converted from other files; with --export existing files."""
+    allow_gaps: bool = False
+    """Convert although epochs are missing."""
+    trust_names: bool = False
+    """Go by file names even where the files state another epoch."""
+    wrapper: str = ""
+    """Key of the model inside the files (ema, state_dict). Default: found out."""
+    stub: tuple[str, ...] = ()
+    """Classes (or packages, ending in a dot) in pickles to replace by inert stand-ins."""
+    names: str = ""
+    """With --export: the converted run that tells the original names. Default: found nearby."""
+
+
+_OF_EXPORTING = {"names", "style"}
+_OF_CONVERTING = {
+    *("epochs", "every", "workers", "verify", "dry_run"),
+    *("allow_gaps", "trust_names", "wrapper", "stub"),
+}
+
+Line = TypeVar("Line", bound=ConvertArguments)
+
+
+def parse(kind: type[Line], description: str, argv: Sequence[str]) -> Line:
+    """Parse `argv` (without the program's name)."""
+    return tyro.cli(kind, args=list(argv), description=description, use_underscores=True)
+
+
+def execute(line: ConvertArguments, convert: Converter, names_for: NamesFor | None) -> None:
+    """Convert or export, and say on stdout what was done.
+
+    Args:
+      line: the command line.
+      convert: decides names and layouts of one file.
+      names_for: makes names where no converted run tells them, or in the style asked for.
+
+    Raises:
+      LawaError: see `convert_trajectory` and `export`.
+    """
+    _check(line)
+    if line.export:
+        _export(line, names_for)
+        return
+    options = ConvertOptions(
+        epochs=parse_epochs(line.epochs) if line.epochs else None,
+        every=line.every,
+        workers=line.workers,
+        verify=line.verify,
+        dry_run=line.dry_run,
+        overwrite=line.overwrite,
+        allow_gaps=line.allow_gaps,
+        trust_names=line.trust_names,
+        wrapper=line.wrapper or None,
+        stubs=line.stub,
+    )
+    # Every few files a full collection would walk all objects of jax and torch, 0.2 s each time:
+    # what is there now stays.
+    gc.freeze()
+    summary = convert_trajectory(Path(line.source), Path(line.target), convert, options)
+    print(_told(summary, line))
+
+
+def _check(line: ConvertArguments) -> None:
+    """Flags that would do nothing are mistakes: somebody expects them to."""
+    given = {f.name for f in fields(line) if getattr(line, f.name) != f.default}
+    wrong = given & (_OF_CONVERTING if line.export else _OF_EXPORTING)
+    if wrong:
+        flag = f"--{min(wrong)}"
+        raise SelectionError(
+            f"{flag} goes with converting, not with --export: leave it out (RUN@EPOCH exports one "
+            "epoch)"
+            if line.export
+            else f"{flag} goes with --export"
+        )
+    if line.workers < 1:
+        raise SelectionError(f"--workers: expected >= 1, found {line.workers}")
+
+
+def _told(summary: Summary, line: ConvertArguments) -> str:
+    size = f"{summary.nbytes / 1e6:.1f} MB"
+    if line.dry_run:
+        return f"would write {size} to {line.target}"
+    verified = ", every tensor verified" if line.verify and summary.converted else ""
+    before = len(summary.finished_before)
+    again = f"; {before} were finished before" if before else ""
+    return f"{line.target}: {len(summary.converted)} epochs converted ({size}{verified}){again}"
+
+
+def _export(line: ConvertArguments, names_for: NamesFor | None) -> None:
+    names = None
+    if line.names:
+        names = export_.find_names(Path(line.names))
+        if names is None:
+            raise SelectionError(f"--names {line.names}: no names.json in it or above it")
+    files = export_.export(
+        line.source,
+        Path(line.target),
+        names=names,
+        names_for=names_for,
+        overwrite=line.overwrite,
+    )
+    for file in files:
+        print(file)

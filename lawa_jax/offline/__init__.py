@@ -1,0 +1,1 @@
+"""Averages of stored trajectories: recipe, preparation, one pass, record, verification."""

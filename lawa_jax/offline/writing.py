@@ -1,0 +1,206 @@
+"""Averages written as ordinary checkpoints, each with the record of what it was made of."""
+
+import dataclasses
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from etils import epath
+
+from lawa_jax.distributed import ALONE, Group
+from lawa_jax.offline import streaming
+from lawa_jax.offline.journal import Journal
+from lawa_jax.offline.plan import Plan
+from lawa_jax.offline.recipe import AveragingOptions, Recipe, Result
+from lawa_jax.offline.record import make_record
+from lawa_jax.offline.sinks import NullSink
+from lawa_jax.offline.streaming import ReadProgress
+from lawa_jax.output import StepWriter
+from lawa_jax.output.shared_writer import SharedWriter
+from lawa_jax.trajectory import Checkpoint
+from lawa_jax.trajectory.discovery import step_of as step_of_directory
+
+
+def write_averages(
+    recipes: Sequence[Recipe],
+    outs: Sequence[epath.Path],
+    opened: dict[str, Checkpoint],
+    plan: Plan,
+    options: AveragingOptions,
+    overwrite: bool,
+    journal: epath.PathLike | None,
+    progress: ReadProgress | None,
+    group: Group = ALONE,
+) -> list[Result]:
+    """Make the averages of a plan and publish each as a checkpoint with its record.
+
+    Args:
+      recipes: what was asked for, one a target of the plan.
+      outs: the directories to be.
+      opened: the plan's checkpoints by address.
+      plan: see `lawa_jax.offline.plan`.
+      options: as recorded.
+      overwrite: replace existing outputs.
+      journal: directory of a journal for passes that can be interrupted; None for none.
+      progress: called with the bytes read.
+      group: processes that share the work.
+    """
+    with ExitStack() as stack:
+        book = None
+        if journal is not None:
+            book = Journal(Path(journal), _identity(recipes, opened, outs, options))
+            stack.callback(book.close)
+        return _write(stack, recipes, outs, opened, plan, options, overwrite, book, progress, group)
+
+
+def _write(
+    stack: ExitStack,
+    recipes: Sequence[Recipe],
+    outs: Sequence[epath.Path],
+    opened: dict[str, Checkpoint],
+    plan: Plan,
+    options: AveragingOptions,
+    overwrite: bool,
+    book: Journal | None,
+    progress: ReadProgress | None,
+    group: Group,
+) -> list[Result]:
+    writers: list[StepWriter | SharedWriter | None] = []
+    for recipe, out in zip(recipes, outs, strict=True):
+        if book is not None and book.is_published(out):
+            writers.append(None)
+            continue
+        writer = _writer(out, opened[recipe.sources[-1]], plan, overwrite, book, group)
+        if book is None:
+            # With a journal, what is staged survives an interruption, to be taken up again.
+            stack.enter_context(writer)
+        writers.append(writer)
+    finished = {} if book is None else book.finished
+    _adopt(plan, writers, finished)
+    started = time.perf_counter()
+    inputs = streaming.run(
+        plan,
+        [NullSink() if writer is None else writer for writer in writers],
+        finished=finished,
+        on_block=None if book is None else book.append,
+        progress=progress,
+        group=group,
+    )
+    averaged = time.perf_counter()
+    by_address = dict(zip(opened, inputs, strict=True))
+    for recipe, out, each in zip(recipes, outs, writers, strict=True):
+        if each is None:
+            continue
+        if book is not None:
+            book.publishing(out)
+        each.finish(record=_record(recipe, out, opened, plan, options, by_address))
+        if book is not None:
+            book.published(out)
+    if book is not None:
+        book.complete()
+    seconds = {
+        "read and average": averaged - started,
+        "publish": time.perf_counter() - averaged,
+    }
+    return [
+        Result(
+            recipe,
+            None,
+            out,
+            {} if writer is None else writer.digests(),
+            {source: by_address[source] for source in recipe.sources},
+            plan.bytes_to_read,
+            seconds,
+        )
+        for recipe, out, writer in zip(recipes, outs, writers, strict=True)
+    ]
+
+
+def _writer(
+    out: epath.Path,
+    newest: Checkpoint,
+    plan: Plan,
+    overwrite: bool,
+    book: Journal | None,
+    group: Group,
+) -> StepWriter | SharedWriter:
+    whole = not newest.selection.left_out
+    options: dict[str, Any] = {
+        "item": _item_name(newest),
+        "key_types": newest.key_types,
+        "empty": newest.empty if whole else None,
+        "strings": newest.strings if whole else None,
+        "overwrite": overwrite,
+    }
+    if group.count > 1:
+        # A chunk is written by one process.
+        chunks = {name: plan.grid(name) for name in plan.out}
+        return SharedWriter(group, out, plan.out, newest.keys, chunks=chunks, **options)
+    staging = None if book is None else book.staging(out)
+    return StepWriter(out, plan.out, newest.keys, staging=staging, **options)
+
+
+def _item_name(source: Checkpoint) -> str:
+    """The output's item: the source's, or Orbax's default where the step itself was the item."""
+    name = source.path.name
+    return "default" if step_of_directory(name) is not None else name
+
+
+def _adopt(
+    plan: Plan,
+    writers: Sequence[StepWriter | SharedWriter | None],
+    finished: Mapping[tuple[str, int], streaming.Done],
+) -> None:
+    """Tell the writers which blocks their staging directories hold already."""
+    for name in {name for name, _ in finished}:
+        for number, index in enumerate(plan.blocks(name)):
+            done = finished.get((name, number))
+            if done is None:
+                continue
+            for writer, digest in zip(writers, done.written, strict=True):
+                if isinstance(writer, StepWriter) and digest is not None:
+                    writer.adopt(name, index, digest)
+
+
+def _record(
+    recipe: Recipe,
+    out: epath.Path,
+    opened: dict[str, Checkpoint],
+    plan: Plan,
+    options: AveragingOptions,
+    input_digests: dict[str, dict[str, str]],
+) -> dict[str, Any]:
+    return make_record(
+        recipe,
+        [opened[source] for source in recipe.sources],
+        out=out,
+        specs=plan.out,
+        input_digests=[input_digests[source] for source in recipe.sources],
+        options={
+            "item": options.item,
+            "include": list(options.include),
+            "exclude": list(options.exclude),
+            "dtype": options.dtype,
+            "bn": options.bn,
+        },
+        copied=sorted(plan.copied),
+    )
+
+
+def _identity(
+    recipes: Sequence[Recipe],
+    opened: dict[str, Checkpoint],
+    outs: Sequence[epath.Path],
+    options: AveragingOptions,
+) -> dict[str, Any]:
+    """What must be the same for an interrupted pass to be taken up again."""
+    return {
+        "jobs": [[list(recipe.sources), list(recipe.weights)] for recipe in recipes],
+        "outs": [str(out) for out in outs],
+        "options": dataclasses.asdict(options),
+        "sources": {
+            source: [str(c.path), c.path.stat().mtime, c.checksums] for source, c in opened.items()
+        },
+    }

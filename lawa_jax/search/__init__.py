@@ -1,0 +1,1 @@
+"""Which average is best: evaluators, sweeps with results, soups, learned coefficients."""

@@ -1,0 +1,18 @@
+"""Anybody's stored trajectory behind one door: which steps there are, and what each holds.
+
+This room reads. It never writes, and it needs neither JAX nor Orbax.
+"""
+
+from lawa_jax.trajectory.checkpoint import Checkpoint, open_checkpoint
+from lawa_jax.trajectory.discovery import list_steps, parse_address
+from lawa_jax.trajectory.integrity import stored_digest, verify_checkpoint, verify_leaf
+
+__all__ = [
+    "Checkpoint",
+    "list_steps",
+    "open_checkpoint",
+    "parse_address",
+    "stored_digest",
+    "verify_checkpoint",
+    "verify_leaf",
+]

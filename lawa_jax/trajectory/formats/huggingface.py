@@ -1,0 +1,143 @@
+"""Opening whatever holds a state dict: a file of either format, or a directory of shards."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from lawa_jax.errors import CheckpointNotFoundError, CorruptCheckpointError
+from lawa_jax.trajectory.formats import safetensors_files, torch_files
+from lawa_jax.trajectory.formats.state_dict import StateDict
+
+TORCH_SUFFIXES = (".pt", ".pth", ".th", ".bin", ".ckpt", ".tar")
+SUFFIXES = (*TORCH_SUFFIXES, ".safetensors")
+# What Hugging Face calls its files, the safer format first.
+_IN_DIRECTORY = (
+    "model.safetensors.index.json",
+    "pytorch_model.bin.index.json",
+    "model.safetensors",
+    "pytorch_model.bin",
+)
+_TRAINER_STATE = "trainer_state.json"
+_CONFIG = "config.json"
+
+
+def is_checkpoint_directory(path: Path) -> bool:
+    """Whether a directory is one checkpoint: shards with an index, or a single model file."""
+    return path.is_dir() and (
+        any((path / name).is_file() for name in _IN_DIRECTORY)
+        or any(path.glob("*.index.json"))
+        or len(_weight_files(path)) == 1
+    )
+
+
+def _weight_files(path: Path) -> list[Path]:
+    return sorted(p for p in path.iterdir() if p.suffix in SUFFIXES and p.is_file())
+
+
+def open_state(path: Path, *, wrapper: str | None = None, stubs: Iterable[str] = ()) -> StateDict:
+    """Open one checkpoint; tensors stay on disk until they are read.
+
+    Args:
+      path: a ``.safetensors`` or ``torch.save`` file, or a directory holding one, or shards and
+        their ``*.index.json``.
+      wrapper: key of the state dict in a torch file.
+      stubs: classes in torch files that may be replaced by inert stubs.
+
+    Raises:
+      CheckpointNotFoundError: nothing there, or no weights in the directory.
+      CorruptCheckpointError: a file is damaged, or a shard misses what the index says.
+      UnsafePickleError, TreeMismatchError: see `torch_files.read`.
+    """
+    if path.is_dir():
+        return _open_directory(path, wrapper, tuple(stubs))
+    if not path.is_file():
+        raise CheckpointNotFoundError(f"{path}: no such file")
+    if path.suffix == ".safetensors":
+        return safetensors_files.read(path)
+    return torch_files.read(path, wrapper=wrapper, stubs=stubs)
+
+
+def _open_directory(path: Path, wrapper: str | None, stubs: tuple[str, ...]) -> StateDict:
+    chosen = next((path / name for name in _IN_DIRECTORY if (path / name).is_file()), None)
+    if chosen is None:
+        indices, files = sorted(path.glob("*.index.json")), _weight_files(path)
+        if len(indices) == 1 or (not indices and len(files) == 1):
+            chosen = (indices or files)[0]
+        else:
+            raise CheckpointNotFoundError(
+                f"{path}: expected one model file or one *.index.json, found {len(files)} files "
+                f"and {len(indices)} indices; name the file"
+            )
+    if not chosen.name.endswith(".index.json"):
+        state = open_state(chosen, wrapper=wrapper, stubs=stubs)
+    else:
+        state = _open_shards(chosen, wrapper, stubs)
+    facts = {**_facts_beside(path), **state.facts}
+    return StateDict(
+        path,
+        state.specs,
+        state.read,
+        state.shared,
+        state.wrapper,
+        state.objects,
+        state.skipped,
+        facts,
+    )
+
+
+def _open_shards(index: Path, wrapper: str | None, stubs: tuple[str, ...]) -> StateDict:
+    weight_map = _json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CorruptCheckpointError(f"{index}: expected a 'weight_map' of tensor names to files")
+    shards: dict[str, StateDict] = {}
+    for file in dict.fromkeys(weight_map.values()):
+        # An index must not lead out of its own directory.
+        if not isinstance(file, str) or Path(file).name != file or file in (".", ".."):
+            raise CorruptCheckpointError(f"{index}: {file!r} is no plain file name")
+        if not (index.parent / file).is_file():
+            raise CorruptCheckpointError(f"{index}: shard {file} is missing; copy it again")
+        shards[file] = open_state(index.parent / file, wrapper=wrapper, stubs=stubs)
+    for name, file in weight_map.items():
+        if name not in shards[file].specs:
+            raise CorruptCheckpointError(
+                f"{index}: tensor {name!r} should be in {file}, which does not hold it; the shards "
+                "belong to different checkpoints"
+            )
+    extra = [n for s in shards.values() for n in s.specs if n not in weight_map]
+    if extra:
+        raise CorruptCheckpointError(
+            f"{index}: tensor {extra[0]!r} is in a shard but not in the index; the shards belong "
+            "to different checkpoints"
+        )
+    shared = {name: first for state in shards.values() for name, first in state.shared.items()}
+    return StateDict(
+        index.parent,
+        {name: shards[file].specs[name] for name, file in weight_map.items()},
+        lambda name: shards[weight_map[name]].read(name),
+        shared,
+    )
+
+
+def _facts_beside(path: Path) -> dict[str, Any]:
+    """What Hugging Face wrote beside the model: the trainer's step, the model's heads."""
+    facts = {}
+    for file, key, fact in (
+        (_TRAINER_STATE, "global_step", "step"),
+        (_CONFIG, "num_attention_heads", "heads"),
+    ):
+        if (path / file).is_file():
+            value = _json(path / file).get(key)
+            if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+                facts[fact] = value
+    return facts
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise CorruptCheckpointError(f"{path} is no JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise CorruptCheckpointError(f"{path}: expected a JSON object")
+    return content

@@ -1,0 +1,256 @@
+"""PyTorch files, the only place that knows torch: safe, memory-mapped reading; writing.
+
+Files are only ever loaded with ``weights_only=True``. Classes that training frameworks leave in
+their checkpoints (an `argparse.Namespace`, OmegaConf, numpy scalars) are replaced by inert stubs:
+nothing that a file names is imported or run. Any other global is refused by name.
+"""
+
+import errno
+import pickle
+import re
+import threading
+import zipfile
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from lawa_jax.errors import (
+    CheckpointWriteError,
+    CorruptCheckpointError,
+    MissingDependencyError,
+    UnsafePickleError,
+    reason_of,
+)
+from lawa_jax.trajectory.formats import facts, inert
+from lawa_jax.trajectory.formats.state_dict import StateDict, find_tensors
+from lawa_jax.tree import LeafSpec
+
+# Allow-lists are global in torch.
+_lock = threading.Lock()
+_GLOBAL = re.compile(r"(?:GLOBAL|global) ([\w.]+)")
+
+
+def import_torch() -> Any:
+    """The torch module.
+
+    Raises:
+      MissingDependencyError: it is not installed.
+    """
+    try:
+        import torch
+    except ImportError as error:
+        raise MissingDependencyError(
+            "PyTorch files need torch; install it with: pip install 'lawa-jax[convert]'"
+        ) from error
+    return torch
+
+
+def _numpy_dtypes(torch: Any) -> dict[Any, np.dtype]:
+    plain = (
+        *("float64", "float32", "float16", "complex64", "complex128", "bool"),
+        *("int64", "int32", "int16", "int8", "uint8", "uint16", "uint32", "uint64"),
+    )
+    found = {getattr(torch, name): np.dtype(name) for name in plain if hasattr(torch, name)}
+    for name in (
+        "bfloat16",
+        "float8_e4m3fn",
+        "float8_e5m2",
+        "float8_e4m3fnuz",
+        "float8_e5m2fnuz",
+        "float8_e8m0fnu",
+    ):
+        if hasattr(torch, name) and hasattr(ml_dtypes, name):
+            found[getattr(torch, name)] = np.dtype(getattr(ml_dtypes, name))
+    return found
+
+
+def read(path: Path, *, wrapper: str | None = None, stubs: Iterable[str] = ()) -> StateDict:
+    """Open a ``torch.save`` file. Tensors of zip files stay on disk until they are read.
+
+    Args:
+      path: the file.
+      wrapper: key of the state dict, see `find_tensors`.
+      stubs: further classes, or packages ending in ``.``, to replace by inert stubs.
+
+    Raises:
+      UnsafePickleError: it wants a global that is neither known nor in `stubs`.
+      CorruptCheckpointError: it is truncated or no PyTorch file.
+      TreeMismatchError: it holds no dict of tensors.
+      MissingDependencyError: torch is not installed.
+    """
+    torch = import_torch()
+    content = load(path, stubs=stubs)
+    tensors, keys = find_tensors(content, lambda x: isinstance(x, torch.Tensor), str(path), wrapper)
+    dtypes = _numpy_dtypes(torch)
+    specs: dict[str, LeafSpec] = {}
+    shared: dict[str, str] = {}
+    objects, skipped = {}, []
+    seen: dict[Any, str] = {}
+    for name, value in tensors.items():
+        if not isinstance(value, torch.Tensor):
+            if value is None or isinstance(value, bool | int | float | str):
+                objects[name] = value
+            else:
+                skipped.append(name)
+            continue
+        if value.layout != torch.strided or value.dtype not in dtypes:
+            raise CorruptCheckpointError(
+                f"{path}: tensor {name!r} is {value.dtype}, {value.layout}: only dense numbers can "
+                "be converted; save it dequantised and dense"
+            )
+        specs[name] = LeafSpec(tuple(value.shape), dtypes[value.dtype])
+        place = (value.data_ptr(), value.dtype, value.shape, value.stride())
+        if value.numel() and place in seen:
+            shared[name] = seen[place]
+        seen.setdefault(place, name)
+
+    def array(name: str) -> np.ndarray:
+        tensor = tensors[name].detach().resolve_conj().resolve_neg()
+        target = specs[name].dtype
+        if target.kind != "V" and target.name not in ml_dtypes.__dict__:
+            return tensor.numpy()
+        # torch refuses to hand bfloat16 and float8 to numpy: as integers of their size.
+        bits = torch.int16 if target.itemsize == 2 else torch.uint8
+        return tensor.view(bits).numpy().view(target)
+
+    found = facts.collect(content) if keys else {}
+    return StateDict(path, specs, array, shared, keys, objects, tuple(skipped), found)
+
+
+def load(path: Path, *, stubs: Iterable[str] = ()) -> Any:
+    """The content of a ``torch.save`` file, with inert stubs for known strangers.
+
+    Raises:
+      UnsafePickleError, CorruptCheckpointError: as `read`.
+    """
+    torch = import_torch()
+    stubs = tuple(stubs)
+    with _lock:
+        try:
+            if zipfile.is_zipfile(path):
+                strangers = torch.serialization.get_unsafe_globals_in_checkpoint(str(path))
+                return _load(torch, path, _stand_ins(strangers, stubs, path), mapped=True)
+            return _load_legacy(torch, path, stubs)
+        except (UnsafePickleError, FileNotFoundError, PermissionError, IsADirectoryError):
+            raise
+        except (pickle.UnpicklingError, EOFError, RuntimeError, ValueError) as error:
+            wanted = _GLOBAL.search(str(error))
+            if wanted:
+                raise _refused(path, wanted.group(1)) from error
+            raise CorruptCheckpointError(_damaged(path, error)) from error
+        except Exception as error:  # a damaged pickle can raise anything, never run anything
+            raise CorruptCheckpointError(_damaged(path, error)) from error
+
+
+def _damaged(path: Path, error: Exception) -> str:
+    if f"Unsupported operand {pickle.FRAME[0]}" in str(error):
+        return (
+            f"{path}: pickled with protocol 4 or later, which PyTorch's safe reader does not know; "
+            "save it again without pickle_protocol=, where you trust it"
+        )
+    return (
+        f"{path}: not a PyTorch checkpoint, or a truncated one "
+        f"({path.stat().st_size} bytes; {_first_line(error)}); copy it again"
+    )
+
+
+def _load(torch: Any, path: Path, allowed: list[tuple[Any, str]], *, mapped: bool) -> Any:
+    with torch.serialization.safe_globals(allowed):
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+
+
+def _load_legacy(torch: Any, path: Path, stubs: tuple[str, ...]) -> Any:
+    """Files before torch 1.6: neither listable nor mappable, so learn what they want by trying."""
+    strangers: list[str] = []
+    while True:
+        try:
+            return _load(torch, path, _stand_ins(strangers, stubs, path), mapped=False)
+        except pickle.UnpicklingError as error:
+            wanted = _GLOBAL.search(str(error))
+            if wanted is None:
+                raise
+            name = wanted.group(1)
+            # torch leaves "builtins." out of its message.
+            name = name if "." in name else f"builtins.{name}"
+            if name in strangers:
+                raise
+            strangers.append(name)
+
+
+def _stand_ins(names: Iterable[str], stubs: tuple[str, ...], path: Path) -> list[tuple[Any, str]]:
+    allowed = []
+    for name in names:
+        stub = inert.stand_in(name, stubs)
+        if stub is None:
+            raise _refused(path, name)
+        allowed.append((stub, name))
+    return allowed
+
+
+def _refused(path: Path, name: str) -> UnsafePickleError:
+    return UnsafePickleError(
+        f"{path}: refused, since its pickle asks for the global {name!r}, which weights do not "
+        "need; nothing was run. If it is a harmless configuration class, --stub "
+        f"{name} replaces it by an inert one"
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {reason_of(error)[:160]}"
+
+
+def to_tensor(array: np.ndarray) -> Any:
+    """A torch tensor of the same bits; shares memory where it can."""
+    torch = import_torch()
+    by_dtype = {dtype: kind for kind, dtype in _numpy_dtypes(torch).items()}
+    kind = by_dtype[array.dtype]
+    array = np.ascontiguousarray(array).reshape(array.shape)
+    if not array.flags.writeable:
+        array = array.copy()
+    if array.dtype.kind == "V" or array.dtype.name in ml_dtypes.__dict__:
+        bits = np.int16 if array.itemsize == 2 else np.uint8
+        return torch.from_numpy(array.view(bits)).view(kind)
+    return torch.from_numpy(array)
+
+
+def write(
+    path: Path,
+    arrays: Mapping[str, np.ndarray],
+    *,
+    order: Iterable[str],
+    shared: Mapping[str, str],
+    objects: Mapping[str, Any],
+    wrapper: tuple[str, ...],
+    beside: Mapping[str, Any],
+) -> None:
+    """Write a ``torch.save`` file that ``torch.load(weights_only=True)`` reads.
+
+    Args:
+      path: the file; overwritten.
+      arrays: by name.
+      order: all names, shared ones and `objects` included.
+      shared: names that are the very tensor of another name.
+      objects: plain entries by name.
+      wrapper: keys around the state dict.
+      beside: further entries at the top (``epoch``), only with a wrapper.
+
+    Raises:
+      CheckpointWriteError: disk full, permission denied.
+    """
+    torch = import_torch()
+    tensors = {name: to_tensor(array) for name, array in arrays.items()}
+    content: Any = OrderedDict(
+        (name, objects[name] if name in objects else tensors[shared.get(name, name)])
+        for name in order
+    )
+    for depth, key in enumerate(reversed(wrapper)):
+        content = {**(beside if depth == len(wrapper) - 1 else {}), key: content}
+    try:
+        torch.save(content, path)
+    except RuntimeError as error:  # what torch makes of a full disk or a missing permission
+        text = f"{path} could not be written: {reason_of(error)}"
+        raise CheckpointWriteError(errno.EIO, text) from error
