@@ -75,7 +75,7 @@ def test_an_interrupted_sweep_goes_on_and_repeats_at_most_what_was_in_flight(
     monkeypatch.setattr("lawa_jax.offline.plan.BLOCK_BYTES", 64)
     plan = prepare._prepare(recipes, AveragingOptions())[1]
     total = sum(1 for name in plan.specs for _ in plan.blocks(name))
-    original, seen = streaming.execution._Pass.block, Counter()
+    original, seen = streaming._Pass.block, Counter()
 
     def dying(self, lane, name, number, index):
         if sum(seen.values()) == 10:
@@ -83,14 +83,14 @@ def test_an_interrupted_sweep_goes_on_and_repeats_at_most_what_was_in_flight(
         seen[name, number] += 1
         original(self, lane, name, number, index)
 
-    monkeypatch.setattr(streaming.execution._Pass, "block", dying)
+    monkeypatch.setattr(streaming._Pass, "block", dying)
     options = AveragingOptions(threads=1)
     with pytest.raises(KeyboardInterrupt):
         make_averages(recipes, outs, options=options, journal=journal)
     assert list_steps(tmp_path) == []
     assert not any(out.exists() for out in outs)
     monkeypatch.setattr(
-        streaming.execution._Pass, "block",
+        streaming._Pass, "block",
         lambda self, lane, name, number, index: (
             seen.update([(name, number)]), original(self, lane, name, number, index)
         )[1],
