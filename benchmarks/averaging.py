@@ -24,7 +24,7 @@ import numpy as np
 import tyro
 
 from lawa_jax import script, streaming
-from lawa_jax.offline.prepare import make_averages
+from lawa_jax.offline.prepare import prepare
 from lawa_jax.offline.recipe import sweep_recipes, window_recipe
 from lawa_jax.offline.sinks import MemorySink, NullSink
 from lawa_jax.trajectory import Checkpoint, open_checkpoint
@@ -190,7 +190,7 @@ def whole(arguments: Arguments, model: Model, k: int) -> None:
     def ours() -> None:
         out = place / "average"
         recipe = window_recipe(place / "run", k=k, end=k)
-        (result,) = make_averages([recipe], [out])
+        (result,) = prepare([recipe]).written([out])
         for phase, value in result.seconds.items():
             phases.setdefault(phase, []).append(value)
 
@@ -226,12 +226,12 @@ def sweep(arguments: Arguments) -> None:
 
     def one_pass() -> None:
         counted[0] = 0
-        make_averages(recipes, [out / recipe.name for recipe in recipes], progress=progress)
+        prepare(recipes).written([out / recipe.name for recipe in recipes], progress=progress)
         read.append(counted[0])
 
     def again() -> None:
         for recipe in recipes:
-            make_averages([recipe], [out / recipe.name])
+            prepare([recipe]).written([out / recipe.name])
 
     def original() -> None:
         torch = peers.import_torch()

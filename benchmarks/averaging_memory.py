@@ -21,7 +21,7 @@ import numpy as np
 import tyro
 
 from lawa_jax import script
-from lawa_jax.offline.prepare import estimate, make_averages
+from lawa_jax.offline.prepare import prepare
 from lawa_jax.offline.recipe import DEFAULT_MEMORY, AveragingOptions, window_recipe
 from lawa_jax.trajectory import open_checkpoint
 
@@ -58,12 +58,12 @@ def measure_here(arguments: Arguments) -> None:
     for folder in (out, out.with_suffix(".small")):
         shutil.rmtree(folder, ignore_errors=True)
     options = AveragingOptions(memory=memory)
-    make_averages([window_recipe(small, k=2)], [out.with_suffix(".small")], options=options)
+    prepare([window_recipe(small, k=2)], options).written([out.with_suffix(".small")])
     recipe = window_recipe(arguments.dir / str(parameters), k=k, end=STEPS)
-    bound = estimate([recipe], options).memory_bound
+    bound = prepare([recipe], options).estimate.memory_bound
     before = status("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")
-    (result,) = make_averages([recipe], [out], options=options)
+    (result,) = prepare([recipe], options).written([out])
     peak = status("VmHWM") - before
     worst = check(out, k)
     shutil.rmtree(out)

@@ -44,10 +44,11 @@ class OneAverage(Averaging):
     def __call__(self) -> None:
         """Make the average."""
         group = self._join()
-        from lawa_jax.offline.prepare import estimate, make_averages
+        from lawa_jax.offline.prepare import prepare
 
         recipe = self.recipe()
-        expected = estimate([recipe], self.options(self.bn))
+        prepared = prepare([recipe], self.options(self.bn), runs=self.listed, group=group)
+        expected = prepared.estimate
         if self.dry_run:
             if group.index == 0:
                 self.say(recipe, expected, dry=True)
@@ -59,14 +60,7 @@ class OneAverage(Averaging):
         started = time.perf_counter()
         # The bar is of this process's share.
         with progress(expected.bytes_to_read // group.count, "reading") as advance:
-            result = make_averages(
-                [recipe],
-                [self.out],
-                options=self.options(self.bn),
-                overwrite=self.overwrite,
-                progress=advance,
-                group=group,
-            )[0]
+            result = prepared.written([self.out], overwrite=self.overwrite, progress=advance)[0]
         seconds = time.perf_counter() - started
         if group.index:
             return
@@ -189,7 +183,7 @@ class Average(OneAverage):
                     "-k, --end, --steps, --window, --best and --method go with one run"
                 )
             return weighted_recipe(self.sources)
-        run = self.sources[0]
+        run = self.listed.run(self.sources[0])
         if self.best is not None:
             if self.metric is None:
                 raise ConfigError("--best needs --metric NAME (and --mode max where high is good)")

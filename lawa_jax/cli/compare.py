@@ -19,11 +19,12 @@ class Diff(Leaves):
 
     def __call__(self) -> int | None:
         """Print the leaves that differ."""
-        from lawa_jax.offline.prepare import open_address
         from lawa_jax.offline.verify import diff
 
-        options = {"item": self.item, "include": self.include, "exclude": self.exclude}
-        one, other = (open_address(x, **options) for x in (self.a, self.b))  # type: ignore[arg-type]
+        one, other = (
+            self.listed.open(x, item=self.item, include=self.include, exclude=self.exclude)
+            for x in (self.a, self.b)
+        )
         found = diff(one, other)
         same = len(one.leaves.keys() | other.leaves.keys()) - len(found)
         if self.json:
@@ -72,13 +73,15 @@ class Verify:
 
     def __call__(self) -> int | None:
         """Print what was found; 3 where sources are missing or anything differs."""
-        from lawa_jax.offline.prepare import open_address
         from lawa_jax.offline.verify import verify
+        from lawa_jax.trajectory import Runs
 
-        total = open_address(self.out, include=("*",)).nbytes
+        runs = Runs()
+        total = runs.open(self.out, include=("*",)).nbytes
         with progress(total, "verifying") as advance:
             found = verify(
                 self.out,
+                runs=runs,
                 strong=self.strong,
                 memory=parse_bytes(self.memory),
                 threads=self.threads,

@@ -3,7 +3,6 @@
 import dataclasses
 
 from lawa_jax.cli.options import Leaves, Path, human, print_json, rows
-from lawa_jax.trajectory import open_checkpoint, parse_address
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -17,9 +16,8 @@ class Inspect(Leaves):
 
     def __call__(self) -> None:
         """Print the leaves."""
-        path, step = parse_address(self.checkpoint)
-        opened = open_checkpoint(
-            path, step=step, item=self.item, include=self.include, exclude=self.exclude
+        opened = self.listed.open(
+            self.checkpoint, item=self.item, include=self.include, exclude=self.exclude
         )
         leaves = [
             {

@@ -7,8 +7,7 @@ from typing import Any
 
 from lawa_jax.cli.options import Leaves, Path, human, print_json, rows
 from lawa_jax.errors import LawaError
-from lawa_jax.trajectory import list_steps, open_checkpoint, parse_address
-from lawa_jax.trajectory.discovery import items_of
+from lawa_jax.trajectory import Run, parse_address
 
 _METRICS_SHOWN = 4
 
@@ -25,23 +24,26 @@ class Ls(Leaves):
     def __call__(self) -> int | None:
         """Print one line a step; a step that cannot be read says why and the code is 3."""
         path, step = parse_address(self.run)
+        run = Run(path)
         # Without steps it may be a checkpoint itself, an average for instance; or an error says so.
-        steps: list[int | None] = list(list_steps(path)) if step is None else [step]
+        steps: list[int | None] = list(run.steps) if step is None else [step]
         if not steps:
-            open_checkpoint(path, item=self.item)
+            run.open(item=self.item, include=self.include, exclude=self.exclude)
             steps = [None]
-        found = [self._describe(path, s) for s in steps]
+        found = [self._describe(run, s) for s in steps]
         if self.json:
             print_json(found)
         else:
             print(_table(found))
+            if step is None and run.averages:
+                names = ", ".join(path.name for path in run.averages)
+                print(f"beside them, averages that are no steps of the run: {names}")
         return 3 if any("error" in row for row in found) else None
 
-    def _describe(self, path: str, step: int | None) -> dict[str, Any]:
+    def _describe(self, run: Run, step: int | None) -> dict[str, Any]:
         try:
-            checkpoint = open_checkpoint(
-                path, step=step, item=self.item, include=self.include, exclude=self.exclude
-            )
+            checkpoint = run.open(step, item=self.item, include=self.include, exclude=self.exclude)
+            metrics = checkpoint.metrics
         except LawaError as error:
             return {"step": step, "error": str(error)}
         dtypes = Counter({str(s.dtype): 0 for s in checkpoint.leaves.values()})
@@ -49,13 +51,13 @@ class Ls(Leaves):
             dtypes[str(spec.dtype)] += spec.size
         return {
             "step": checkpoint.step,
-            "items": items_of(checkpoint.step_dir) or ["."],
+            "items": run.items(checkpoint.step_dir) or ["."],
             "leaves": len(checkpoint.leaves),
             "parameters": sum(spec.size for spec in checkpoint.leaves.values()),
             "bytes": checkpoint.nbytes,
             "dtypes": [name for name, _ in dtypes.most_common()],
             "age_seconds": round(time.time() - checkpoint.path.stat().mtime),
-            "metrics": checkpoint.metrics,
+            "metrics": metrics,
             "selection": checkpoint.selection.reason,
             "left_out": len(checkpoint.selection.left_out),
         }

@@ -1,17 +1,21 @@
 """What the subcommands share: options for reading, sizes for people, progress."""
 
 import dataclasses
+import functools
 import json
 import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 from tqdm import tqdm
 
 from lawa_jax.errors import ConfigError
+
+if TYPE_CHECKING:
+    from lawa_jax.trajectory import Runs
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12,
           "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}  # fmt: skip
@@ -28,6 +32,13 @@ class Leaves:
     never optimizer state unless asked."""
     exclude: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """Leaf pattern to leave out (repeatable)."""
+
+    @functools.cached_property
+    def listed(self) -> "Runs":
+        """The runs that this command reads, each listed once."""
+        from lawa_jax.trajectory import Runs
+
+        return Runs()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

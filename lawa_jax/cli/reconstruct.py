@@ -44,7 +44,9 @@ class Reconstruct(OneAverage):
             runs[run] = sigma
         if not runs:
             raise ConfigError("name directories of snapshots: lawa reconstruct EMA_A:0.05 ...")
-        recipe, error = reconstruction_recipe(runs, sigma_rel=self.sigma_rel, end=self.end)
+        recipe, error = reconstruction_recipe(
+            runs, sigma_rel=self.sigma_rel, end=self.end, listed=self.listed
+        )
         poor = ": keep more snapshots, or widths around this one" if error > _POOR else ""
         print(f"reconstruction error {error:.2g} of the EMA's profile{poor}", file=sys.stderr)
         return recipe

@@ -15,8 +15,7 @@ from lawa_jax.cli.average import warn_of_statistics
 from lawa_jax.cli.options import Path, human, numbers, print_json, rows
 from lawa_jax.cli.scoring_options import Evaluating
 from lawa_jax.errors import ConfigError, OutputExistsError
-from lawa_jax.trajectory import list_steps
-from lawa_jax.trajectory.discovery import as_path
+from lawa_jax.trajectory.storage import as_path
 
 if TYPE_CHECKING:
     from lawa_jax.offline.prepare import Estimate
@@ -64,7 +63,7 @@ class Soup(Evaluating):
     def __call__(self) -> None:
         """Search, report and write."""
         from lawa_jax.averaging import window
-        from lawa_jax.offline.prepare import estimate, make_averages
+        from lawa_jax.offline.prepare import prepare
 
         if not self.is_evaluating():
             raise ConfigError(
@@ -72,7 +71,7 @@ class Soup(Evaluating):
             )
         if self.end is not None and self.search != "best-window":
             raise ConfigError("--end goes with --search best-window; name candidates with --steps")
-        existing = list_steps(self.run)
+        existing = self.listed.run(self.run).steps
         wanted = existing if self.steps is None else numbers(self.steps, "--steps")
         candidates = window.select(existing, wanted)
         options = self.options("average")
@@ -92,15 +91,15 @@ class Soup(Evaluating):
         if scoring.reporting is None:
             print(self._flattering(), file=sys.stderr)
         found, metrics = self._search(candidates, ks, ends, scoring, options)
-        recipe = self._recipe(found.steps)
+        prepared = prepare([self._recipe(found.steps)], options, runs=self.listed)
         # Before the report: what was searched for is not lost where that fails.
-        make_averages([recipe], [self.out], options=options, overwrite=self.overwrite)
+        prepared.written([self.out], overwrite=self.overwrite)
         try:
             report = _report(scoring, found, metrics, (candidates[0], candidates[-1]))
         except BaseException:
             print(self._found(found), file=sys.stderr, flush=True)
             raise
-        self._say(found, report, scoring, estimate([recipe], options))
+        self._say(found, report, scoring, prepared.estimate)
 
     def _check(self, candidates: Sequence[int], ks: Sequence[int], ends: Sequence[int]) -> None:
         """Find mistakes before anything is evaluated."""
@@ -189,7 +188,7 @@ class Soup(Evaluating):
             print(f"{len(tried)}: {metric or 'score'} {value:.6g}", file=sys.stderr, flush=True)
             return value
 
-        load = functools.partial(_load, self.run, options=options)
+        load = functools.partial(self._load, options=options)
         # Both score what they found in the end.
         if self.search == "greedy":
             return soups.greedy_soup(load, candidates, score, mode=self.mode), tried[-1]
@@ -198,6 +197,13 @@ class Soup(Evaluating):
         found = soups.best_window(load, candidates, score, ks=ks, ends=ends, mode=self.mode)
         best = next(n for n, trial in enumerate(found.trials) if trial.steps == found.steps)
         return found, tried[best]
+
+    def _load(self, step: int, *, options: "AveragingOptions") -> dict[str, Any]:
+        """One checkpoint, verified, through the engine that averages."""
+        from lawa_jax.offline.prepare import prepare
+
+        recipe = self._recipe((step,))
+        return prepare([recipe], options, runs=self.listed).in_memory()[0].tree_in_memory
 
     def _recipe(self, steps: tuple[int, ...]) -> "Recipe":
         from lawa_jax.offline.recipe import Recipe, address
@@ -212,7 +218,7 @@ class Soup(Evaluating):
         ends: Sequence[int],
         options: "AveragingOptions",
     ) -> None:
-        from lawa_jax.offline.prepare import estimate
+        from lawa_jax.offline.prepare import prepare
         from lawa_jax.search import soups
 
         n = len(candidates)
@@ -222,7 +228,8 @@ class Soup(Evaluating):
             evaluations = 2 * n if self.search == "greedy" else n + 1
         # The function of the search is not asked again.
         evaluations += self.report is not None or bool(self._others(self._metric()))
-        size = estimate([self._recipe(candidates[:1])], options).bytes_to_write
+        one = prepare([self._recipe(candidates[:1])], options, runs=self.listed)
+        size = one.estimate.bytes_to_write
         plan = {"candidates": list(candidates), "evaluations": evaluations, "bytes_each": size}
         if self.json:
             print_json(plan)
@@ -290,17 +297,6 @@ class Soup(Evaluating):
         if report:
             print(f"report: {describe(report)}")
         print(self._found(found))
-
-
-def _load(run: str, step: int, *, options: "AveragingOptions") -> dict[str, Any]:
-    """One checkpoint, verified, through the engine that averages."""
-    from lawa_jax.offline.prepare import make_averages
-    from lawa_jax.offline.recipe import Recipe, address
-
-    recipe = Recipe((address(run, step),), (1.0,), "uniform", f"step{step}")
-    tree = make_averages([recipe], options=options)[0].tree
-    assert tree is not None
-    return tree
 
 
 def _scored(evaluator: "Evaluator", tree: Any, span: tuple[int, ...]) -> "Metrics":

@@ -16,12 +16,12 @@ from lawa_jax.cli.average import sources_of, warn_of_statistics
 from lawa_jax.cli.options import Path, human, numbers, print_json, progress, rows
 from lawa_jax.cli.scoring_options import Evaluating, averaged_by, say_row
 from lawa_jax.errors import ConfigError
-from lawa_jax.trajectory.discovery import as_path, is_object_store
+from lawa_jax.trajectory.storage import as_path, is_object_store
 
 if TYPE_CHECKING:
     from etils import epath
 
-    from lawa_jax.offline.prepare import Estimate
+    from lawa_jax.offline.prepare import Prepared
     from lawa_jax.offline.recipe import AveragingOptions, Recipe
     from lawa_jax.search.evaluators import Evaluator
     from lawa_jax.search.results import Row
@@ -51,14 +51,14 @@ class Sweep(Evaluating):
 
     def __call__(self) -> None:
         """Make the averages."""
-        from lawa_jax.offline.prepare import estimate
+        from lawa_jax.offline.prepare import prepare
         from lawa_jax.offline.recipe import sweep_recipes
 
         evaluating = self.is_evaluating()
         if self.keep and not evaluating:
             raise ConfigError("--keep goes with --evaluator or --evaluate")
         recipes = sweep_recipes(
-            self.run,
+            self.listed.run(self.run),
             ks=numbers(self.k, "-k"),
             ends=numbers(self.end, "--end"),
             methods=[m.strip() for m in self.method.split(",") if m.strip()],
@@ -71,7 +71,8 @@ class Sweep(Evaluating):
             self._evaluate(recipes, evaluator, policy)
             return
         options = self.options(averaged_by(self.bn or "latest"))
-        expected = estimate(recipes, options)
+        prepared = prepare(recipes, options, runs=self.listed)
+        expected = prepared.estimate
         plan = {
             "averages": {
                 recipe.name: {"method": recipe.method, "sources": sources_of(recipe)}
@@ -100,26 +101,20 @@ class Sweep(Evaluating):
         if self.dry_run:
             return
         started = time.perf_counter()
-        outputs = self._write(recipes, options, expected)
+        outputs = self._write(prepared)
         seconds = time.perf_counter() - started
         if self.json:
             print_json({**plan, "outputs": outputs, "seconds": seconds})
         else:
             print(f"wrote {len(outputs)} averages into {self.out} in {seconds:.2f} s")
 
-    def _write(
-        self, recipes: "list[Recipe]", options: "AveragingOptions", expected: "Estimate"
-    ) -> list[str]:
-        from lawa_jax.offline.prepare import make_averages
-
+    def _write(self, prepared: "Prepared") -> list[str]:
         folder = self._folder()
         # Object stores cannot be staged beside and taken up again.
         journal = None if is_object_store(folder) else folder / JOURNAL
-        with progress(expected.bytes_to_read, "reading") as advance:
-            results = make_averages(
-                recipes,
-                [folder / recipe.name for recipe in recipes],
-                options=options,
+        with progress(prepared.plan.bytes_to_read, "reading") as advance:
+            results = prepared.written(
+                [folder / recipe.name for recipe in prepared.recipes],
                 overwrite=self.overwrite,
                 journal=journal,
                 progress=advance,
@@ -133,13 +128,15 @@ class Sweep(Evaluating):
     def _evaluate(
         self, recipes: "list[Recipe]", evaluator: "Evaluator", policy: StatisticsPolicy
     ) -> None:
-        from lawa_jax.offline.prepare import estimate
+        from lawa_jax.offline.prepare import prepare
         from lawa_jax.search import scoring
 
         options = self.options(averaged_by(policy))
-        expected = estimate(recipes, options)
-        grouped = scoring.passes(recipes, options)
-        reads = sum(estimate(group, each).bytes_to_read for group, each in grouped)
+        expected = prepare(recipes, options, runs=self.listed).estimate
+        grouped = scoring.passes(recipes, options, self.listed)
+        reads = sum(
+            prepare(group, each, runs=self.listed).plan.bytes_to_read for group, each in grouped
+        )
         plan: dict[str, Any] = {
             "averages": {
                 recipe.name: {"method": recipe.method, "sources": sources_of(recipe)}
@@ -201,9 +198,15 @@ class Sweep(Evaluating):
                 self._keep(recipes, options)
                 trees = functools.partial(scoring.stored, folder=folder, options=options)
             else:
-                trees = functools.partial(scoring.in_memory, options=options)
+                trees = functools.partial(scoring.in_memory, options=options, runs=self.listed)
             found = scoring.score_recipes(
-                recipes, evaluator, results, trees, options=options, on_row=say_row
+                recipes,
+                evaluator,
+                results,
+                trees,
+                options=options,
+                runs=self.listed,
+                on_row=say_row,
             )
         finally:
             results.close()
@@ -227,15 +230,19 @@ class Sweep(Evaluating):
 
     def _keep(self, recipes: "list[Recipe]", options: "AveragingOptions") -> None:
         """Write the averages that are not there yet."""
-        from lawa_jax.offline.prepare import estimate
+        from lawa_jax.offline.prepare import prepare
         from lawa_jax.search import scoring
 
         folder = self._folder()
         # A pass that was interrupted is taken up with the recipes it had.
         whole = _local(folder / JOURNAL).exists() or self.overwrite
-        missing = [j for j in recipes if whole or not scoring.is_stored(j, folder, options)]
+        missing = [
+            recipe
+            for recipe in recipes
+            if whole or not scoring.is_stored(recipe, folder, options, self.listed)
+        ]
         if missing:
-            self._write(missing, options, estimate(missing, options))
+            self._write(prepare(missing, options, runs=self.listed))
 
 
 def _print_recipes(recipes: "list[Recipe]") -> None:

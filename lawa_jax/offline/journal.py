@@ -18,7 +18,7 @@ from etils import epath
 from lawa_jax.errors import CheckpointWriteError, OutputExistsError
 from lawa_jax.offline.streaming import Done
 from lawa_jax.output.staging import Lock
-from lawa_jax.trajectory.discovery import TMP_MARKER
+from lawa_jax.trajectory.storage import TMP_MARKER
 
 
 class Journal:

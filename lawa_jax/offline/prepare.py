@@ -1,4 +1,8 @@
-"""Averages of stored checkpoints: in memory, on disk, one or many in one pass."""
+"""From recipes to averages: one plan, which says what it will take and then does it.
+
+`prepare` opens every source once and plans one pass over all of them. What it returns knows the
+estimate and carries it out: in memory, as checkpoints on disk, or into sinks of the caller's.
+"""
 
 import time
 from collections.abc import Sequence
@@ -7,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from etils import epath
 
-from lawa_jax.averaging.statistics import batch_statistics
+from lawa_jax.averaging.statistics import StoredStatistics, batch_statistics
 from lawa_jax.distributed import ALONE, Group
 from lawa_jax.errors import SelectionError
 from lawa_jax.offline import streaming
@@ -17,15 +21,14 @@ from lawa_jax.offline.recipe import (
     AveragingOptions,
     Recipe,
     Result,
-    StoredStatistics,
     step_of,
     window_recipe,
 )
 from lawa_jax.offline.sinks import MemorySink
-from lawa_jax.offline.streaming import ReadProgress
+from lawa_jax.offline.streaming import ReadProgress, Sink
 from lawa_jax.offline.writing import write_averages
-from lawa_jax.trajectory import Checkpoint, open_checkpoint, parse_address
-from lawa_jax.trajectory.discovery import as_path
+from lawa_jax.trajectory import Checkpoint, Run, Runs, parse_address
+from lawa_jax.trajectory.storage import as_path
 from lawa_jax.tree import is_averaged, nested
 
 DEFAULTS = AveragingOptions()
@@ -51,8 +54,140 @@ class Estimate(NamedTuple):
     statistics: list[str]
 
 
+class Prepared(NamedTuple):
+    """Averages that were planned and not yet made.
+
+    Attributes:
+      recipes: what was asked for.
+      options: how sources are read and averaged.
+      opened: the sources by address, in the order they are read.
+      plan: of the one pass over them, a target a recipe.
+      statistics: batch statistics recognised by name.
+      group: processes that share the work of written averages.
+    """
+
+    recipes: tuple[Recipe, ...]
+    options: AveragingOptions
+    opened: dict[str, Checkpoint]
+    plan: Plan
+    statistics: frozenset[str]
+    group: Group
+
+    @property
+    def estimate(self) -> Estimate:
+        """What it will read, write and need, from metadata alone."""
+        return Estimate(
+            [c.label for c in self.opened.values()],
+            len(self.plan.specs),
+            self.plan.bytes_to_read,
+            self.plan.bytes_to_write,
+            self.plan.memory,
+            sorted(self.statistics),
+        )
+
+    def into(
+        self, sinks: Sequence[Sink], progress: ReadProgress | None = None
+    ) -> dict[str, dict[str, str]]:
+        """Make every average into a sink of the caller's; digests of leaves by source address."""
+        digests = streaming.run(self.plan, sinks, progress=progress)
+        return dict(zip(self.opened, digests, strict=True))
+
+    def in_memory(self, progress: ReadProgress | None = None) -> list[Result]:
+        """Make every average as a nested dict of arrays."""
+        started = time.perf_counter()
+        sinks = [MemorySink(self.plan.out) for _ in self.recipes]
+        digests = self.into(sinks, progress)
+        seconds = {"read and average": time.perf_counter() - started}
+        keys = next(iter(self.opened.values())).keys
+        return [
+            Result(
+                recipe,
+                nested({keys[name]: leaf for name, leaf in sink.leaves.items()}),
+                None,
+                {},
+                {source: digests[source] for source in recipe.sources},
+                self.plan.bytes_to_read,
+                seconds,
+            )
+            for recipe, sink in zip(self.recipes, sinks, strict=True)
+        ]
+
+    def written(
+        self,
+        outs: Sequence[epath.PathLike],
+        *,
+        overwrite: bool = False,
+        journal: epath.PathLike | None = None,
+        progress: ReadProgress | None = None,
+    ) -> list[Result]:
+        """Write every average as an ordinary Orbax step with its record.
+
+        Args:
+          outs: a directory for each.
+          overwrite: replace existing outputs.
+          journal: where to keep book of finished blocks, so that an interrupted pass can be taken
+            up again with the same arguments; None for none.
+          progress: called with the bytes read.
+
+        Raises:
+          OutputExistsError: an output exists; nothing was read.
+          Those of `average_checkpoints`.
+        """
+        paths = [as_path(out) for out in outs]
+        if len(set(paths)) != len(self.recipes):
+            raise SelectionError(
+                f"expected {len(self.recipes)} different outputs, found {len(set(paths))}"
+            )
+        if journal is not None and self.group.count > 1:
+            raise SelectionError(
+                "an interruptible pass (journal) is for one process; start it alone"
+            )
+        return write_averages(self, paths, overwrite, journal, progress)
+
+
+def prepare(
+    recipes: Sequence[Recipe],
+    options: AveragingOptions = DEFAULTS,
+    *,
+    runs: Runs | None = None,
+    group: Group = ALONE,
+) -> Prepared:
+    """Open the sources of all recipes, check that they fit together, and plan one pass.
+
+    Args:
+      recipes: the averages.
+      options: see `AveragingOptions`.
+      runs: runs that are listed already, and the checkpoints of theirs that are open.
+      group: processes that will all call `Prepared.written` and share its work: each reads,
+        averages and writes blocks of its own, on a file system that they share.
+
+    Raises:
+      Those of `average_checkpoints`, as far as metadata tell.
+    """
+    runs = runs or Runs()
+    addresses = _in_order(recipes)
+    opened = {
+        source: runs.open(
+            source, item=options.item, include=options.include, exclude=options.exclude
+        )
+        for source in addresses
+    }
+    position = {address: number for number, address in enumerate(addresses)}
+    statistics = frozenset(batch_statistics(next(iter(opened.values())).leaves))
+    plan = make_plan(
+        list(opened.values()),
+        [Target(tuple(position[s] for s in r.sources), r.weights) for r in recipes],
+        copied=statistics if options.bn == "latest" else (),
+        dtype=None if options.dtype is None else _dtype(options.dtype),
+        memory=options.memory,
+        threads=options.threads,
+        parts=group.count,
+    )
+    return Prepared(tuple(recipes), options, opened, plan, statistics, group)
+
+
 def average_checkpoints(
-    run: epath.PathLike,
+    run: epath.PathLike | Run,
     k: int = 5,
     end: int | None = None,
     *,
@@ -91,115 +226,10 @@ def average_checkpoints(
       TreeMismatchError: the checkpoints are not of one model.
       CorruptCheckpointError, NonFiniteError: a checkpoint is damaged; names it and the leaf.
     """
-    recipe = window_recipe(run, k=k, end=end, method=method, steps=steps)
+    runs = Runs()
+    recipe = window_recipe(runs.run(run), k=k, end=end, method=method, steps=steps)
     options = AveragingOptions(item, tuple(include), tuple(exclude), dtype, bn, memory, threads)
-    tree = make_averages([recipe], options=options)[0].tree
-    assert tree is not None
-    return tree
-
-
-def estimate(recipes: Sequence[Recipe], options: AveragingOptions = DEFAULTS) -> Estimate:
-    """What `make_averages` will read, write and need, from metadata alone."""
-    opened, plan, statistics = _prepare(recipes, options)
-    return Estimate(
-        [c.label for c in opened.values()],
-        len(plan.specs),
-        plan.bytes_to_read,
-        plan.bytes_to_write,
-        plan.memory,
-        sorted(statistics),
-    )
-
-
-def make_averages(
-    recipes: Sequence[Recipe],
-    outs: Sequence[epath.PathLike] | None = None,
-    *,
-    options: AveragingOptions = DEFAULTS,
-    overwrite: bool = False,
-    journal: epath.PathLike | None = None,
-    progress: ReadProgress | None = None,
-    group: Group = ALONE,
-) -> list[Result]:
-    """Make all averages in one pass that reads every needed checkpoint once.
-
-    Args:
-      recipes: the averages.
-      outs: a directory for each, to be written as an ordinary Orbax step; None keeps the averages
-        in memory.
-      options: see `AveragingOptions`.
-      overwrite: replace existing outputs.
-      journal: where to keep book of finished blocks, so that an interrupted pass can be taken up
-        again with the same arguments; None for none.
-      progress: called with the bytes read.
-      group: processes that all call this and share the work of written averages: each reads,
-        averages and writes blocks of its own, on a file system that they share.
-
-    Raises:
-      OutputExistsError: an output exists; nothing was read.
-      Those of `average_checkpoints`.
-    """
-    opened, plan, _ = _prepare(recipes, options, 1 if outs is None else group.count)
-    if outs is None:
-        return _in_memory(recipes, opened, plan, progress)
-    if len(set(outs)) != len(recipes):
-        raise SelectionError(f"expected {len(recipes)} different outputs, found {len(set(outs))}")
-    paths = [as_path(out) for out in outs]
-    if journal is not None and group.count > 1:
-        raise SelectionError("an interruptible pass (journal) is for one process; start it alone")
-    return write_averages(
-        recipes, paths, opened, plan, options, overwrite, journal, progress, group
-    )
-
-
-def recompute(
-    recipe: Recipe,
-    options: AveragingOptions,
-    sink: streaming.Sink,
-    progress: ReadProgress | None = None,
-) -> list[dict[str, str]]:
-    """Make one average into a sink of the caller's; the digests of each source's leaves."""
-    _, plan, _ = _prepare([recipe], options)
-    return streaming.run(plan, [sink], progress=progress)
-
-
-def open_address(
-    source: str,
-    *,
-    item: str | None = None,
-    include: Sequence[str] = (),
-    exclude: Sequence[str] = (),
-) -> Checkpoint:
-    """Open ``RUN@90``, or a path that is a checkpoint (or a run, whose newest is meant)."""
-    path, step = parse_address(source)
-    return open_checkpoint(path, step=step, item=item, include=include, exclude=exclude)
-
-
-def _prepare(
-    recipes: Sequence[Recipe], options: AveragingOptions, parts: int = 1
-) -> tuple[dict[str, Checkpoint], Plan, set[str]]:
-    addresses = _in_order(recipes)
-    opened = {
-        source: open_address(
-            source, item=options.item, include=options.include, exclude=options.exclude
-        )
-        for source in addresses
-    }
-    first = next(iter(opened.values()))
-    statistics = batch_statistics(first.leaves)
-    plan = make_plan(
-        list(opened.values()),
-        [
-            Target(tuple(addresses.index(s) for s in recipe.sources), recipe.weights)
-            for recipe in recipes
-        ],
-        copied=statistics if options.bn == "latest" else (),
-        dtype=None if options.dtype is None else _dtype(options.dtype),
-        memory=options.memory,
-        threads=options.threads,
-        parts=parts,
-    )
-    return opened, plan, statistics
+    return prepare([recipe], options, runs=runs).in_memory()[0].tree_in_memory
 
 
 def _dtype(name: str) -> np.dtype:
@@ -221,29 +251,3 @@ def _in_order(recipes: Sequence[Recipe]) -> list[str]:
         # Windows of one run overlap: reading by step lets each checkpoint be read once.
         addresses.sort(key=lambda source: (parse_address(source)[0], step_of(source) or 0))
     return addresses
-
-
-def _in_memory(
-    recipes: Sequence[Recipe],
-    opened: dict[str, Checkpoint],
-    plan: Plan,
-    progress: ReadProgress | None,
-) -> list[Result]:
-    started = time.perf_counter()
-    sinks = [MemorySink(plan.out) for _ in recipes]
-    inputs = streaming.run(plan, sinks, progress=progress)
-    seconds = {"read and average": time.perf_counter() - started}
-    by_address = dict(zip(opened, inputs, strict=True))
-    keys = next(iter(opened.values())).keys
-    return [
-        Result(
-            recipe,
-            nested({keys[name]: leaf for name, leaf in sink.leaves.items()}),
-            None,
-            {},
-            {source: by_address[source] for source in recipe.sources},
-            plan.bytes_to_read,
-            seconds,
-        )
-        for recipe, sink in zip(recipes, sinks, strict=True)
-    ]

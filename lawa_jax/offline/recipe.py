@@ -11,7 +11,7 @@ from etils import epath
 from lawa_jax.averaging import coefficients, posthoc_ema, window
 from lawa_jax.averaging.statistics import StoredStatistics
 from lawa_jax.errors import CheckpointNotFoundError, SelectionError
-from lawa_jax.trajectory import list_steps, open_checkpoint, parse_address
+from lawa_jax.trajectory import Run, Runs, parse_address
 
 DEFAULT_MEMORY = 1 << 30
 
@@ -76,9 +76,16 @@ class Result(NamedTuple):
     bytes_read: int
     seconds: dict[str, float]
 
+    @property
+    def tree_in_memory(self) -> dict[str, Any]:
+        """The tree of an average that was made in memory."""
+        if self.tree is None:
+            raise ValueError(f"{self.recipe.name} was written to {self.path}; open it there")
+        return self.tree
+
 
 def window_recipe(
-    run: epath.PathLike,
+    run: epath.PathLike | Run,
     *,
     k: int | None = 5,
     end: int | None = None,
@@ -89,7 +96,7 @@ def window_recipe(
     """A window of a run: the `k` latest steps up to `end`, or a share of the run, or given steps.
 
     Args:
-      run: the run directory.
+      run: the run; a `Run` is not listed again.
       k: number of checkpoints.
       end: the newest step; the run's newest by default.
       method: see `lawa_jax.averaging.coefficients.of_method`.
@@ -98,9 +105,11 @@ def window_recipe(
 
     Raises:
       CheckpointNotFoundError: there are none in `run`.
-      SelectionError: checkpoints that do not exist, an impossible window, an unknown method.
+      SelectionError: checkpoints that do not exist or are in doubt, an impossible window, an
+        unknown method.
     """
-    existing = _existing(run)
+    run = _with_steps(run)
+    existing = run.steps
     if steps is not None:
         wanted = window.parse_steps(steps) if isinstance(steps, str) else steps
         chosen = window.select(existing, wanted)
@@ -115,7 +124,7 @@ def window_recipe(
 
 
 def best_recipe(
-    run: epath.PathLike,
+    run: epath.PathLike | Run,
     *,
     best: int,
     metric: str,
@@ -133,15 +142,16 @@ def best_recipe(
         raise SelectionError(f"mode: expected min or max, found {mode!r}")
     values: dict[int, float] = {}
     known: set[str] = set()
-    for step in _existing(run):
-        metrics = open_checkpoint(run, step=step).metrics
+    run = _with_steps(run)
+    for step in run.steps:
+        metrics = run.metrics(step)
         known |= metrics.keys()
         if metric in metrics and math.isfinite(metrics[metric]):
             values[step] = metrics[metric]
     if len(values) < best:
         raise SelectionError(
-            f"{run}: {len(values)} checkpoints have a finite metric {metric!r}, expected at least "
-            f"{best}; saved metrics: {', '.join(sorted(known)) or 'none'}"
+            f"{run.path}: {len(values)} checkpoints have a finite metric {metric!r}, expected at "
+            f"least {best}; saved metrics: {', '.join(sorted(known)) or 'none'}"
         )
     sign = 1 if mode == "min" else -1
     chosen = sorted(sorted(values, key=lambda s: (sign * values[s], -s))[:best])
@@ -174,7 +184,11 @@ def weighted_recipe(sources: Sequence[str]) -> Recipe:
 
 
 def reconstruction_recipe(
-    runs: Mapping[str, float], *, sigma_rel: float, end: int | None = None
+    runs: Mapping[str, float],
+    *,
+    sigma_rel: float,
+    end: int | None = None,
+    listed: Runs | None = None,
 ) -> tuple[Recipe, float]:
     """A power-function EMA that was not stored, from the snapshots of those that were.
 
@@ -183,6 +197,7 @@ def reconstruction_recipe(
         (or epochs) since the start of training.
       sigma_rel: relative width that is wanted.
       end: step at which it ends; the newest snapshot by default. Later ones are not used.
+      listed: runs that are listed already.
 
     Returns:
       The recipe, and its reconstruction error (see `lawa_jax.averaging.posthoc_ema`).
@@ -191,7 +206,8 @@ def reconstruction_recipe(
       CheckpointNotFoundError: a directory without snapshots.
       SelectionError: no snapshot at `end`, or a width out of range.
     """
-    steps = {run: _existing(run) for run in runs}
+    listed = listed or Runs()
+    steps = {run: _with_steps(listed.run(run)).steps for run in runs}
     everything = sorted({step for existing in steps.values() for step in existing})
     if end is None:
         end = everything[-1]
@@ -237,7 +253,7 @@ def split_weight(text: str) -> tuple[str, float | None]:
 
 
 def sweep_recipes(
-    run: epath.PathLike,
+    run: epath.PathLike | Run,
     *,
     ks: Sequence[int],
     ends: Sequence[int],
@@ -248,6 +264,7 @@ def sweep_recipes(
     Raises:
       SelectionError: one of them is impossible; says which.
     """
+    run = _with_steps(run)
     recipes = [
         window_recipe(run, k=k, end=end, method=method)
         for end in sorted(set(ends))
@@ -269,19 +286,22 @@ def step_of(source: str) -> int | None:
     return parse_address(source)[1]
 
 
-def _existing(run: epath.PathLike) -> list[int]:
-    steps = list_steps(run)
-    if not steps:
-        raise CheckpointNotFoundError(f"{run} holds no committed checkpoint")
-    return steps
+def _with_steps(run: epath.PathLike | Run) -> Run:
+    run = run if isinstance(run, Run) else Run(run)
+    if not run.steps:
+        raise CheckpointNotFoundError(f"{run.path} holds no committed checkpoint")
+    return run
 
 
-def _of_method(run: epath.PathLike, steps: Sequence[int], method: str, name: str) -> Recipe:
+def _of_method(run: Run, steps: Sequence[int], method: str, name: str) -> Recipe:
+    for step in steps:
+        # Raises where it is in doubt which directory is the step.
+        run.directory(step)
     c = coefficients.of_method(method, steps)
     # Ones instead of 1/k: their products are exact, and their sum is divided once.
     weights = (1.0,) * len(steps) if method == "uniform" else _weights(c)
     return Recipe(
-        tuple(address(run, step) for step in steps),
+        tuple(address(run.path, step) for step in steps),
         weights,
         method,
         f"{name}-{method.replace(':', '')}",

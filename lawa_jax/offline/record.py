@@ -13,7 +13,7 @@ from etils import epath
 from lawa_jax.averaging.statistics import StoredStatistics
 from lawa_jax.offline.recipe import Recipe
 from lawa_jax.trajectory import Checkpoint
-from lawa_jax.trajectory.discovery import is_object_store
+from lawa_jax.trajectory.storage import is_object_store
 from lawa_jax.tree import LeafSpec
 
 FORMAT = 1

@@ -7,14 +7,14 @@ import numpy as np
 from etils import epath
 
 from lawa_jax.errors import CorruptCheckpointError, SelectionError
-from lawa_jax.offline.prepare import open_address, recompute
+from lawa_jax.offline.prepare import prepare
 from lawa_jax.offline.recipe import AveragingOptions, Recipe
 from lawa_jax.offline.record import FORMAT, problem_of
 from lawa_jax.offline.streaming import ReadProgress
-from lawa_jax.trajectory import Checkpoint, verify_checkpoint
+from lawa_jax.trajectory import Checkpoint, Runs, verify_checkpoint
 from lawa_jax.trajectory.digest import strong_digest
-from lawa_jax.trajectory.discovery import is_object_store
 from lawa_jax.trajectory.formats.orbax_metadata import read_json_item
+from lawa_jax.trajectory.storage import is_object_store
 from lawa_jax.tree import is_averaged
 
 _BLOCK_BYTES = 4 << 20
@@ -68,6 +68,7 @@ def verify(
     strong: bool = False,
     memory: int = 1 << 30,
     threads: int = 2,
+    runs: Runs | None = None,
     progress: ReadProgress | None = None,
 ) -> Verified:
     """Re-read an average and its sources, recompute it, and compare bit by bit.
@@ -76,13 +77,15 @@ def verify(
       out: the average.
       strong: also compute a SHA-256 of every leaf of the output.
       memory, threads: as for averaging.
+      runs: runs that are listed already.
       progress: called with the bytes of sources read.
 
     Raises:
       CorruptCheckpointError: output or source is not what it was, or the average is not theirs.
       SelectionError: `out` has no record.
     """
-    checkpoint = open_address(out, include=("*",))
+    runs = runs or Runs()
+    checkpoint = runs.open(out, include=("*",))
     record = read_record(checkpoint)
     verify_checkpoint(checkpoint)
     sha256 = {n: strong_digest(checkpoint.read_leaf(n)) for n in checkpoint.leaves if strong}
@@ -105,8 +108,8 @@ def verify(
         "verify",
     )
     sink = _Comparison(checkpoint)
-    inputs = recompute(recipe, options, sink, progress)
-    for source, digests in zip(record["sources"], inputs, strict=True):
+    inputs = prepare([recipe], options, runs=runs).into([sink], progress)
+    for source, digests in zip(record["sources"], inputs.values(), strict=True):
         for name, expected in source["digests"].items():
             if digests.get(name) != expected:
                 raise CorruptCheckpointError(

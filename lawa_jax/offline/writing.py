@@ -5,74 +5,59 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from etils import epath
 
-from lawa_jax.distributed import ALONE, Group
+from lawa_jax.distributed import Group
 from lawa_jax.offline import streaming
 from lawa_jax.offline.journal import Journal
 from lawa_jax.offline.plan import Plan
-from lawa_jax.offline.recipe import AveragingOptions, Recipe, Result
+from lawa_jax.offline.recipe import Recipe, Result
 from lawa_jax.offline.record import make_record
 from lawa_jax.offline.sinks import NullSink
 from lawa_jax.offline.streaming import ReadProgress
 from lawa_jax.output import StepWriter
 from lawa_jax.output.shared_writer import SharedWriter
 from lawa_jax.trajectory import Checkpoint
-from lawa_jax.trajectory.discovery import step_of as step_of_directory
+from lawa_jax.trajectory.steps import step_of as step_of_directory
+
+if TYPE_CHECKING:
+    from lawa_jax.offline.prepare import Prepared
 
 
 def write_averages(
-    recipes: Sequence[Recipe],
+    prepared: "Prepared",
     outs: Sequence[epath.Path],
-    opened: dict[str, Checkpoint],
-    plan: Plan,
-    options: AveragingOptions,
     overwrite: bool,
     journal: epath.PathLike | None,
     progress: ReadProgress | None,
-    group: Group = ALONE,
 ) -> list[Result]:
-    """Make the averages of a plan and publish each as a checkpoint with its record.
-
-    Args:
-      recipes: what was asked for, one a target of the plan.
-      outs: the directories to be.
-      opened: the plan's checkpoints by address.
-      plan: see `lawa_jax.offline.plan`.
-      options: as recorded.
-      overwrite: replace existing outputs.
-      journal: directory of a journal for passes that can be interrupted; None for none.
-      progress: called with the bytes read.
-      group: processes that share the work.
-    """
+    """Make prepared averages and publish each as a checkpoint; see `Prepared.written`."""
     with ExitStack() as stack:
         book = None
         if journal is not None:
-            book = Journal(Path(journal), _identity(recipes, opened, outs, options))
+            book = Journal(Path(journal), _identity(prepared, outs))
             stack.callback(book.close)
-        return _write(stack, recipes, outs, opened, plan, options, overwrite, book, progress, group)
+        return _write(stack, prepared, outs, overwrite, book, progress)
 
 
 def _write(
     stack: ExitStack,
-    recipes: Sequence[Recipe],
+    prepared: "Prepared",
     outs: Sequence[epath.Path],
-    opened: dict[str, Checkpoint],
-    plan: Plan,
-    options: AveragingOptions,
     overwrite: bool,
     book: Journal | None,
     progress: ReadProgress | None,
-    group: Group,
 ) -> list[Result]:
+    recipes, plan, opened = prepared.recipes, prepared.plan, prepared.opened
     writers: list[StepWriter | SharedWriter | None] = []
     for recipe, out in zip(recipes, outs, strict=True):
         if book is not None and book.is_published(out):
             writers.append(None)
             continue
-        writer = _writer(out, opened[recipe.sources[-1]], plan, overwrite, book, group)
+        newest = opened[recipe.sources[-1]]
+        writer = _writer(out, newest, plan, overwrite, book, prepared.group)
         if book is None:
             # With a journal, what is staged survives an interruption, to be taken up again.
             stack.enter_context(writer)
@@ -86,7 +71,7 @@ def _write(
         finished=finished,
         on_block=None if book is None else book.append,
         progress=progress,
-        group=group,
+        group=prepared.group,
     )
     averaged = time.perf_counter()
     by_address = dict(zip(opened, inputs, strict=True))
@@ -95,7 +80,7 @@ def _write(
             continue
         if book is not None:
             book.publishing(out)
-        each.finish(record=_record(recipe, out, opened, plan, options, by_address))
+        each.finish(record=_record(recipe, out, prepared, by_address))
         if book is not None:
             book.published(out)
     if book is not None:
@@ -167,16 +152,15 @@ def _adopt(
 def _record(
     recipe: Recipe,
     out: epath.Path,
-    opened: dict[str, Checkpoint],
-    plan: Plan,
-    options: AveragingOptions,
+    prepared: "Prepared",
     input_digests: dict[str, dict[str, str]],
 ) -> dict[str, Any]:
+    options = prepared.options
     return make_record(
         recipe,
-        [opened[source] for source in recipe.sources],
+        [prepared.opened[source] for source in recipe.sources],
         out=out,
-        specs=plan.out,
+        specs=prepared.plan.out,
         input_digests=[input_digests[source] for source in recipe.sources],
         options={
             "item": options.item,
@@ -185,22 +169,18 @@ def _record(
             "dtype": options.dtype,
             "bn": options.bn,
         },
-        copied=sorted(plan.copied),
+        copied=sorted(prepared.plan.copied),
     )
 
 
-def _identity(
-    recipes: Sequence[Recipe],
-    opened: dict[str, Checkpoint],
-    outs: Sequence[epath.Path],
-    options: AveragingOptions,
-) -> dict[str, Any]:
+def _identity(prepared: "Prepared", outs: Sequence[epath.Path]) -> dict[str, Any]:
     """What must be the same for an interrupted pass to be taken up again."""
     return {
-        "jobs": [[list(recipe.sources), list(recipe.weights)] for recipe in recipes],
+        "jobs": [[list(recipe.sources), list(recipe.weights)] for recipe in prepared.recipes],
         "outs": [str(out) for out in outs],
-        "options": dataclasses.asdict(options),
+        "options": dataclasses.asdict(prepared.options),
         "sources": {
-            source: [str(c.path), c.path.stat().mtime, c.checksums] for source, c in opened.items()
+            source: [str(c.path), c.path.stat().mtime, c.checksums]
+            for source, c in prepared.opened.items()
         },
     }

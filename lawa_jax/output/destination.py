@@ -17,10 +17,10 @@ from lawa_jax.errors import OutputExistsError
 from lawa_jax.output import publish
 from lawa_jax.output.chunk_files import ChunkFiles
 from lawa_jax.output.staging import Lock, new_staging
-from lawa_jax.trajectory.discovery import COMMIT_MARKER, is_object_store
 from lawa_jax.trajectory.formats.orbax_layout import COMMITTED
 from lawa_jax.trajectory.formats.raw_chunks import Bounds
 from lawa_jax.trajectory.formats.zarr_header import ArrayHeader
+from lawa_jax.trajectory.storage import COMMIT_MARKER, is_object_store
 
 
 class BlockSink(Protocol):

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from lawa_jax.errors import OutputExistsError
-from lawa_jax.trajectory.discovery import TMP_MARKER
+from lawa_jax.trajectory.storage import TMP_MARKER
 
 _AT_FDCWD = -100
 _RENAME_NOREPLACE, _RENAME_EXCHANGE = 1, 2

@@ -17,7 +17,7 @@ import shutil
 import uuid
 from pathlib import Path
 
-from lawa_jax.trajectory.discovery import TMP_MARKER
+from lawa_jax.trajectory.storage import TMP_MARKER
 
 
 def _machine() -> str:

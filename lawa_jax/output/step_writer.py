@@ -17,13 +17,15 @@ from etils import epath
 
 from lawa_jax.errors import CheckpointWriteError, CorruptCheckpointError, LawaError
 from lawa_jax.output.destination import BlockSink, open_destination
-from lawa_jax.trajectory.checkpoint import Checkpoint, bounds_of, open_checkpoint
+from lawa_jax.trajectory import open_checkpoint
+from lawa_jax.trajectory.checkpoint import Checkpoint, bounds_of
 from lawa_jax.trajectory.digest import ALGORITHM, combine, leaf_digest_block, to_hex
-from lawa_jax.trajectory.discovery import COMMIT_MARKER, STEP_METADATA
 from lawa_jax.trajectory.formats import orbax_layout
 from lawa_jax.trajectory.formats.orbax_metadata import DICT, STRINGS_FILE, StoredLeaf
 from lawa_jax.trajectory.formats.zarr_header import ArrayHeader
 from lawa_jax.trajectory.integrity import verify_checkpoint
+from lawa_jax.trajectory.run import STEP_METADATA
+from lawa_jax.trajectory.storage import COMMIT_MARKER
 from lawa_jax.tree import Index, LeafSpec
 
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from lawa_jax.errors import ConfigError, CorruptDataError, OutputExistsError
 from lawa_jax.output.staging import Lock
-from lawa_jax.trajectory.discovery import TMP_MARKER
+from lawa_jax.trajectory.storage import TMP_MARKER
 
 # The setting that says which code or configuration gave the metrics.
 IDENTITY = "evaluator_digest"

@@ -16,13 +16,13 @@ from typing import Any
 from etils import epath
 
 from lawa_jax.errors import EvaluationError, LawaError, OutputExistsError
-from lawa_jax.offline.prepare import estimate, make_averages, open_address
-from lawa_jax.offline.recipe import AveragingOptions, Recipe, Result, step_of
+from lawa_jax.offline.prepare import prepare
+from lawa_jax.offline.recipe import AveragingOptions, Recipe, step_of
 from lawa_jax.offline.streaming import ReadProgress
 from lawa_jax.offline.verify import read_record
 from lawa_jax.search.evaluators import Evaluator, Metrics
 from lawa_jax.search.results import Results, Row
-from lawa_jax.trajectory import Checkpoint, open_checkpoint
+from lawa_jax.trajectory import Checkpoint, Runs, open_checkpoint
 
 Trees = Callable[[Sequence[Recipe]], Iterator[tuple[Recipe, dict[str, Any]]]]
 
@@ -34,6 +34,7 @@ def score_recipes(
     trees: Trees,
     *,
     options: AveragingOptions,
+    runs: Runs | None = None,
     on_row: Callable[[Row], None] | None = None,
 ) -> list[Row]:
     """Evaluate every average that `results` does not know yet, and enter it.
@@ -47,6 +48,7 @@ def score_recipes(
       results: the table.
       trees: makes the averages of some recipes, see `in_memory` and `stored`.
       options: as `trees` uses them.
+      runs: runs that are listed already.
       on_row: called with every row that is entered.
 
     Returns:
@@ -56,7 +58,7 @@ def score_recipes(
       EvaluationError: the evaluator failed; its traceback goes to stderr. Rows entered are kept.
       Those of `lawa_jax.average_checkpoints`.
     """
-    keys = keys_of(recipes, evaluator, options)
+    keys = keys_of(recipes, evaluator, options, runs)
     missing: dict[str, list[Recipe]] = {}
     for recipe in recipes:
         row = results.rows.get(recipe.name)
@@ -109,31 +111,31 @@ def steps_of(recipe: Recipe) -> tuple[int, ...]:
 
 
 def in_memory(
-    recipes: Sequence[Recipe], options: AveragingOptions, progress: ReadProgress | None = None
+    recipes: Sequence[Recipe],
+    options: AveragingOptions,
+    progress: ReadProgress | None = None,
+    *,
+    runs: Runs | None = None,
 ) -> Iterator[tuple[Recipe, dict[str, Any]]]:
     """Averages made in memory, see `passes`."""
-    for group, each in passes(recipes, options):
-        made = make_averages(group, options=each, progress=progress)
+    runs = runs or Runs()
+    for group, each in passes(recipes, options, runs):
+        made = prepare(group, each, runs=runs).in_memory(progress)
         while made:
             # No name of this frame may hold a tree while the caller has it, or makes the next.
-            yield made[0].recipe, _tree_of(made.pop(0))
-
-
-def _tree_of(result: Result) -> dict[str, Any]:
-    assert result.tree is not None
-    return result.tree
+            yield made[0].recipe, made.pop(0).tree_in_memory
 
 
 def passes(
-    recipes: Sequence[Recipe], options: AveragingOptions
+    recipes: Sequence[Recipe], options: AveragingOptions, runs: Runs | None = None
 ) -> list[tuple[Sequence[Recipe], AveragingOptions]]:
-    """Jobs in groups, each made in one pass, with what its pass may take of the memory.
+    """Recipes in groups, each made in one pass, with what its pass may take of the memory.
 
     Half of the memory is for averages waiting to be evaluated, at least one.
     """
     if not recipes:
         return []
-    size = max(1, estimate(recipes[:1], options).bytes_to_write)
+    size = max(1, prepare(recipes[:1], options, runs=runs).estimate.bytes_to_write)
     count = min(len(recipes), max(1, options.memory // 2 // size))
     rest = max(options.memory - count * size, options.memory // 2)
     each = dataclasses.replace(options, memory=rest)
@@ -151,7 +153,9 @@ def stored(
         yield recipe, checkpoint.read_tree()
 
 
-def is_stored(recipe: Recipe, folder: epath.Path, options: AveragingOptions) -> bool:
+def is_stored(
+    recipe: Recipe, folder: epath.Path, options: AveragingOptions, runs: Runs | None = None
+) -> bool:
     """Whether `folder` holds this very average already.
 
     Raises:
@@ -161,7 +165,8 @@ def is_stored(recipe: Recipe, folder: epath.Path, options: AveragingOptions) -> 
     if not out.exists():
         return False
     record = read_record(open_checkpoint(out))
-    sources = [open_address(s, item=options.item) for s in recipe.sources]
+    runs = runs or Runs()
+    sources = [_open(runs, s, options) for s in recipe.sources]
     same = (
         [s["weight"] for s in record["sources"]] == list(recipe.weights)
         and len(record["sources"]) == len(sources)
@@ -185,20 +190,26 @@ def _unchanged(digests: dict[str, str], source: Checkpoint) -> bool:
 
 
 def keys_of(
-    recipes: Sequence[Recipe], evaluator: Evaluator, options: AveragingOptions
+    recipes: Sequence[Recipe],
+    evaluator: Evaluator,
+    options: AveragingOptions,
+    runs: Runs | None = None,
 ) -> dict[str, str]:
     """By recipe name, a digest of all that an evaluation depends on."""
+    runs = runs or Runs()
     sources = {
-        source: _identity(open_address(source, item=options.item))
+        source: _identity(_open(runs, source, options))
         for source in dict.fromkeys(s for recipe in recipes for s in recipe.sources)
     }
     shared = [evaluator.name, evaluator.identity, _choices(options)]
     return {
-        recipe.name: _digest(
-            [shared, [sources[s] for s in recipe.sources], steps_of(recipe), recipe.weights]
-        )
-        for recipe in recipes
+        r.name: _digest([shared, [sources[s] for s in r.sources], steps_of(r), r.weights])
+        for r in recipes
     }
+
+
+def _open(runs: Runs, source: str, options: AveragingOptions) -> Checkpoint:
+    return runs.open(source, item=options.item, include=options.include, exclude=options.exclude)
 
 
 def _identity(source: Checkpoint) -> str:

@@ -18,7 +18,8 @@ from etils import epath
 from lawa_jax.distributed import ALONE, Group
 from lawa_jax.output.tree_writer import write_checkpoint
 from lawa_jax.training.snapshot import snapshot, write_snapshot
-from lawa_jax.trajectory.discovery import TMP_MARKER, list_steps
+from lawa_jax.trajectory import list_steps
+from lawa_jax.trajectory.storage import TMP_MARKER
 from lawa_jax.tree import PyTree, named_leaves, nested
 
 

@@ -3,12 +3,15 @@
 This room reads. It never writes, and it needs neither JAX nor Orbax.
 """
 
-from lawa_jax.trajectory.checkpoint import Checkpoint, open_checkpoint
-from lawa_jax.trajectory.discovery import list_steps, parse_address
+from lawa_jax.trajectory.checkpoint import Checkpoint
 from lawa_jax.trajectory.integrity import stored_digest, verify_checkpoint, verify_leaf
+from lawa_jax.trajectory.run import Run, Runs, list_steps, open_checkpoint
+from lawa_jax.trajectory.steps import parse_address
 
 __all__ = [
     "Checkpoint",
+    "Run",
+    "Runs",
     "list_steps",
     "open_checkpoint",
     "parse_address",

@@ -1,23 +1,36 @@
 """One stored pytree, opened from its metadata alone and read leaf by leaf, block by block."""
 
 import functools
-import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from etils import epath
 
 from lawa_jax.errors import CorruptCheckpointError, SelectionError, TreeMismatchError
 from lawa_jax.trajectory.digest import ALGORITHM
-from lawa_jax.trajectory.discovery import Located, is_object_store, locate
 from lawa_jax.trajectory.formats import orbax_metadata, raw_chunks
 from lawa_jax.trajectory.formats.tensorstore_reader import TensorStoreReader
 from lawa_jax.trajectory.formats.zarr_header import ArrayHeader, parse_header
 from lawa_jax.trajectory.partition import blocks
 from lawa_jax.trajectory.selection import Selection, select
+from lawa_jax.trajectory.storage import is_object_store
 from lawa_jax.tree import Index, LeafSpec, nested
+
+
+class Located(NamedTuple):
+    """One item of one step."""
+
+    item: epath.Path  # the item directory
+    step_dir: epath.Path  # where sibling items (metrics, checksums) are; may be the item itself
+    step: int | None
+    label: str  # "RUN@90"
+
+
+def metrics_of(step_dir: epath.Path) -> dict[str, float]:
+    """Numbers saved beside a step, by name; {} if none were."""
+    return _numbers(orbax_metadata.read_json_item(step_dir / "metrics"))
 
 
 def _numbers(tree: Any, prefix: str = "") -> dict[str, float]:
@@ -141,7 +154,7 @@ class Checkpoint:
     @functools.cached_property
     def metrics(self) -> dict[str, float]:
         """Numbers saved beside the checkpoint, by name."""
-        return _numbers(orbax_metadata.read_json_item(self.step_dir / "metrics"))
+        return metrics_of(self.step_dir)
 
     @functools.cached_property
     def checksums(self) -> dict[str, str]:
@@ -194,11 +207,6 @@ class Checkpoint:
     def chunk_shape(self, name: str) -> tuple[int, ...]:
         """Storage chunk grid; reading a compressed leaf costs whole chunks."""
         return self._header(name).chunks
-
-    def stored_bytes(self, name: str) -> int | None:
-        """Bytes on disk; None where only decompressing would tell."""
-        header = self._header(name)
-        return math.prod(header.grid) * header.chunk_nbytes if self.is_raw(name) else None
 
     def blocks(self, name: str, limit: int) -> Iterator[Index]:
         """Blocks that cover a leaf once and are cheap to read.
@@ -273,30 +281,3 @@ def bounds_of(index: Index, shape: tuple[int, ...], name: str) -> tuple[tuple[in
             raise ValueError(f"leaf {name!r}: only slices of step 1 can be read, found {part}")
         bounds.append((start, max(start, stop)))
     return tuple(bounds)
-
-
-def open_checkpoint(
-    path: epath.PathLike,
-    *,
-    step: int | None = None,
-    item: str | None = None,
-    include: Iterable[str] = (),
-    exclude: Iterable[str] = (),
-) -> Checkpoint:
-    """Open a stored pytree from its metadata; nothing else is read.
-
-    Args:
-      path: a run (its newest step, unless `step` is given), step or item directory.
-      step: the step of a run.
-      item: the item of a step; by default ``model``, ``params``, ``default``, ``state`` or the
-        only one.
-      include: patterns of leaf names (``params/*``); by default parameters and batch statistics
-        where names tell, never optimizer state (`Checkpoint.selection` says what was chosen).
-      exclude: patterns of leaf names to leave out.
-
-    Raises:
-      CheckpointNotFoundError: no checkpoint there, or no such step.
-      SelectionError: no such item, or a pattern matches nothing.
-      CorruptCheckpointError: its metadata are missing or damaged.
-    """
-    return Checkpoint(locate(path, step, item), include, exclude)

@@ -8,7 +8,7 @@ import pytest
 from lawa_jax.distributed import ALONE
 from lawa_jax.errors import CorruptCheckpointError, OutputExistsError, SelectionError
 from lawa_jax.offline import plan as plan_
-from lawa_jax.offline.prepare import average_checkpoints, make_averages
+from lawa_jax.offline.prepare import average_checkpoints, prepare
 from lawa_jax.offline.recipe import window_recipe
 from lawa_jax.output import StepWriter
 from lawa_jax.trajectory import open_checkpoint, verify_checkpoint
@@ -38,7 +38,7 @@ def run(tmp_path):
 
 
 def shared(run, out, group):
-    return make_averages([window_recipe(run, k=3)], [out], group=group)[0]
+    return prepare([window_recipe(run, k=3)], group=group).written([out])[0]
 
 
 @pytest.mark.parametrize("count", [2, 4])
@@ -60,7 +60,7 @@ def test_every_block_is_read_by_one_process(as_processes, run, tmp_path):
     def read(group):
         seen = []
         recipe = window_recipe(run, k=3)
-        make_averages([recipe], [tmp_path / "out"], progress=seen.append, group=group)
+        prepare([recipe], group=group).written([tmp_path / "out"], progress=seen.append)
         return sum(seen)
 
     parts = as_processes(2, read)
@@ -98,6 +98,6 @@ def test_existing_output_is_refused_in_all(as_processes, run, tmp_path):
 def test_an_interruptible_pass_is_for_one_process(as_processes, run, tmp_path):
     def work(group):
         recipe = window_recipe(run, k=3)
-        make_averages([recipe], [tmp_path / "out"], journal=tmp_path / "journal", group=group)
+        prepare([recipe], group=group).written([tmp_path / "out"], journal=tmp_path / "journal")
 
     assert all(isinstance(e, SelectionError) for e in as_processes(2, work))

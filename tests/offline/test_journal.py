@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from lawa_jax.errors import OutputExistsError
-from lawa_jax.offline import prepare, streaming
+from lawa_jax.offline import streaming
 from lawa_jax.offline.journal import Journal
-from lawa_jax.offline.prepare import make_averages
+from lawa_jax.offline.prepare import prepare
 from lawa_jax.offline.recipe import AveragingOptions, sweep_recipes
 from lawa_jax.output import write_checkpoint
 from lawa_jax.trajectory import list_steps, open_checkpoint
@@ -73,7 +73,7 @@ def test_an_interrupted_sweep_goes_on_and_repeats_at_most_what_was_in_flight(
     recipes = sweep_recipes(run, ks=[2, 3], ends=[6, 8])
     outs, journal = [tmp_path / recipe.name for recipe in recipes], tmp_path / ".journal"
     monkeypatch.setattr("lawa_jax.offline.plan.BLOCK_BYTES", 64)
-    plan = prepare._prepare(recipes, AveragingOptions())[1]
+    plan = prepare(recipes).plan
     total = sum(1 for name in plan.specs for _ in plan.blocks(name))
     original, seen = streaming._Pass.block, Counter()
 
@@ -86,7 +86,7 @@ def test_an_interrupted_sweep_goes_on_and_repeats_at_most_what_was_in_flight(
     monkeypatch.setattr(streaming._Pass, "block", dying)
     options = AveragingOptions(threads=1)
     with pytest.raises(KeyboardInterrupt):
-        make_averages(recipes, outs, options=options, journal=journal)
+        prepare(recipes, options).written(outs, journal=journal)
     assert list_steps(tmp_path) == []
     assert not any(out.exists() for out in outs)
     monkeypatch.setattr(
@@ -95,12 +95,12 @@ def test_an_interrupted_sweep_goes_on_and_repeats_at_most_what_was_in_flight(
             seen.update([(name, number)]), original(self, lane, name, number, index)
         )[1],
     )  # fmt: skip
-    make_averages(recipes, outs, options=options, journal=journal)
+    prepare(recipes, options).written(outs, journal=journal)
     assert len(seen) == total
     assert sum(seen.values()) == total
     assert not journal.exists()
     for recipe, out in zip(recipes, outs, strict=True):
-        assert_same_bits(open_checkpoint(out).read_tree(), make_averages([recipe])[0].tree)
+        assert_same_bits(open_checkpoint(out).read_tree(), prepare([recipe]).in_memory()[0].tree)
 
 
 def test_a_journal_of_another_sweep_is_not_continued(run, tmp_path, monkeypatch):
@@ -112,11 +112,11 @@ def test_a_journal_of_another_sweep_is_not_continued(run, tmp_path, monkeypatch)
             lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt),
         )
         with pytest.raises(KeyboardInterrupt):
-            make_averages(recipes, outs, journal=journal)
+            prepare(recipes).written(outs, journal=journal)
     other = sweep_recipes(run, ks=[3], ends=[6, 8])
     outs = [tmp_path / recipe.name for recipe in other]
-    make_averages(other, outs, journal=journal)
-    assert_same_bits(open_checkpoint(outs[0]).read_tree(), make_averages(other[:1])[0].tree)
+    prepare(other).written(outs, journal=journal)
+    assert_same_bits(open_checkpoint(outs[0]).read_tree(), prepare(other[:1]).in_memory()[0].tree)
 
 
 KILLED = """
@@ -124,7 +124,7 @@ KILLED = """
     from pathlib import Path
     from lawa_jax.output.step_writer import StepWriter
     from lawa_jax.offline.recipe import sweep_recipes
-    from lawa_jax.offline.prepare import make_averages
+    from lawa_jax.offline.prepare import prepare
     run, folder, moment = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
     calls = 0
     original = getattr(StepWriter, moment)
@@ -137,7 +137,7 @@ KILLED = """
     setattr(StepWriter, moment, killing)
     recipes = sweep_recipes(run, ks=[2, 3], ends=[6, 8])
     outs = [folder / recipe.name for recipe in recipes]
-    make_averages(recipes, outs, journal=folder / ".journal")
+    prepare(recipes).written(outs, journal=folder / ".journal")
 """
 
 
@@ -154,13 +154,13 @@ def test_kill_9_leaves_nothing_that_looks_finished_and_the_sweep_goes_on(
     assert done.returncode == -9
     recipes = sweep_recipes(run, ks=[2, 3], ends=[6, 8])
     outs = [tmp_path / recipe.name for recipe in recipes]
-    expected = [make_averages([recipe])[0].tree for recipe in recipes]
+    expected = [prepare([recipe]).in_memory()[0].tree for recipe in recipes]
     finished = [out for out in outs if out.exists()]
     assert len(finished) == (call - 1 if moment == "finish" else 0)
     for out, tree_ in zip(outs, expected, strict=True):
         if out in finished:
             assert_same_bits(open_checkpoint(out).read_tree(), tree_)
-    make_averages(recipes, outs, journal=tmp_path / ".journal")
+    prepare(recipes).written(outs, journal=tmp_path / ".journal")
     for out, tree_ in zip(outs, expected, strict=True):
         assert_same_bits(open_checkpoint(out).read_tree(), tree_)
     assert_same_bits(open_checkpoint(run, step=8, include=["*"]).read_tree(), tree(8))

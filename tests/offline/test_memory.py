@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 MEASURED = """
     import resource, sys
     import jax, numpy
-    from lawa_jax.offline.prepare import make_averages, estimate
+    from lawa_jax.offline.prepare import prepare
     from lawa_jax.offline.recipe import window_recipe, AveragingOptions
     from pathlib import Path
     def peak():
@@ -23,9 +23,9 @@ MEASURED = """
                 return int(line.split()[1]) * 1024
     recipe = window_recipe(sys.argv[1], k=int(sys.argv[3]))
     options = AveragingOptions(memory=int(sys.argv[4]))
-    bound = estimate([recipe], options).memory_bound
+    bound = prepare([recipe], options).estimate.memory_bound
     before = peak()
-    make_averages([recipe], [Path(sys.argv[2])], options=options)
+    prepare([recipe], options).written([Path(sys.argv[2])])
     print(peak() - before, bound)
 """
 

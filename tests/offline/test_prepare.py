@@ -17,7 +17,7 @@ from lawa_jax.errors import (
     SelectionError,
     TreeMismatchError,
 )
-from lawa_jax.offline.prepare import average_checkpoints, estimate, make_averages
+from lawa_jax.offline.prepare import average_checkpoints, prepare
 from lawa_jax.offline.recipe import AveragingOptions, sweep_recipes, weighted_recipe, window_recipe
 from lawa_jax.output import write_checkpoint
 from lawa_jax.trajectory import Checkpoint, open_checkpoint
@@ -138,7 +138,7 @@ def test_a_sweep_reads_every_byte_once_and_equals_single_averages(run, tmp_path,
         original(self, name, index, out)
 
     monkeypatch.setattr(Checkpoint, "read", counting)
-    results = make_averages(recipes)
+    results = prepare(recipes).in_memory()
     steps = {int(s.rpartition("@")[2]) for recipe in recipes for s in recipe.sources}
     expected = {
         (step, name): spec.nbytes
@@ -155,9 +155,9 @@ def test_a_sweep_reads_every_byte_once_and_equals_single_averages(run, tmp_path,
 
 def test_written_averages_are_the_averages_in_memory_and_carry_a_record(run, tmp_path):
     recipe = window_recipe(run, k=3, end=6)
-    result = make_averages([recipe], [tmp_path / "out"])[0]
+    result = prepare([recipe]).written([tmp_path / "out"])[0]
     stored = open_checkpoint(tmp_path / "out")
-    assert_same_bits(stored.read_tree(), make_averages([recipe])[0].tree)
+    assert_same_bits(stored.read_tree(), prepare([recipe]).in_memory()[0].tree)
     assert stored.checksums == result.digests
     record = json.loads((tmp_path / "out" / "record" / "metadata").read_text())
     assert [s["step"] for s in record["sources"]] == [4, 5, 6]
@@ -169,12 +169,12 @@ def test_written_averages_are_the_averages_in_memory_and_carry_a_record(run, tmp
 
 def test_outputs_are_never_overwritten_unasked(run, tmp_path):
     recipe = window_recipe(run, k=2)
-    make_averages([recipe], [tmp_path / "out"])
+    prepare([recipe]).written([tmp_path / "out"])
     before = sorted(p for p in (tmp_path / "out").rglob("*"))
     with pytest.raises(OutputExistsError, match="out"):
-        make_averages([window_recipe(run, k=3)], [tmp_path / "out"])
+        prepare([window_recipe(run, k=3)]).written([tmp_path / "out"])
     assert sorted(p for p in (tmp_path / "out").rglob("*")) == before
-    make_averages([window_recipe(run, k=3)], [tmp_path / "out"], overwrite=True)
+    prepare([window_recipe(run, k=3)]).written([tmp_path / "out"], overwrite=True)
     assert_same_bits(
         open_checkpoint(tmp_path / "out").read_tree(),
         average_checkpoints(run, k=3, bn="latest"),
@@ -184,16 +184,16 @@ def test_outputs_are_never_overwritten_unasked(run, tmp_path):
 def test_sources_of_several_runs(run, tmp_path):
     write_checkpoint(tmp_path / "other" / "1", tree(50))
     recipe = weighted_recipe([f"{run}@2:0.25", f"{tmp_path / 'other'}@1:0.75"])
-    found = make_averages([recipe])[0].tree["params"]["a"]["bias"]
+    found = prepare([recipe]).in_memory()[0].tree["params"]["a"]["bias"]
     one, other = (tree(s)["params"]["a"]["bias"].astype(np.float64) for s in (2, 50))
     assert np.array_equal(found, (0.25 * one + 0.75 * other).astype(np.float32))
 
 
 def test_estimates_are_exact_about_bytes(run):
     recipe = window_recipe(run, k=3)
-    expected = estimate([recipe])
+    expected = prepare([recipe]).estimate
     assert expected.checkpoints == [f"{run}@{s}" for s in (6, 7, 8)]
-    assert expected.bytes_to_read == make_averages([recipe])[0].bytes_read
+    assert expected.bytes_to_read == prepare([recipe]).in_memory()[0].bytes_read
     assert expected.bytes_to_write == open_checkpoint(run).nbytes
     assert expected.statistics == ["batch_stats/bn/mean", "batch_stats/bn/var"]
 
@@ -250,15 +250,15 @@ def test_other_models_are_refused(small):
 def test_nothing_is_left_where_averaging_failed(small, tmp_path):
     change(small, 2, "w", lambda data: data.__setitem__(4, data[4] ^ 1))
     with pytest.raises(CorruptCheckpointError):
-        make_averages([window_recipe(small, k=3)], [tmp_path / "outs" / "out"])
+        prepare([window_recipe(small, k=3)]).written([tmp_path / "outs" / "out"])
     assert list((tmp_path / "outs").iterdir()) == []
 
 
 def test_impossible_options_are_explained(run):
     with pytest.raises(SelectionError, match="threads: expected >= 1"):
-        make_averages([window_recipe(run, k=2)], options=AveragingOptions(threads=0))
+        prepare([window_recipe(run, k=2)], AveragingOptions(threads=0)).in_memory()
     with pytest.raises(SelectionError, match="dtype: expected float32"):
-        make_averages([window_recipe(run, k=2)], options=AveragingOptions(dtype="float33"))
+        prepare([window_recipe(run, k=2)], AveragingOptions(dtype="float33")).in_memory()
 
 
 DTYPES = [np.float32, np.float16, ml_dtypes.bfloat16, np.float64, np.complex64, np.int32]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from lawa_jax.offline import streaming
-from lawa_jax.offline.prepare import make_averages
+from lawa_jax.offline.prepare import prepare
 from lawa_jax.offline.recipe import window_recipe
 from lawa_jax.output import StepWriter, write_checkpoint
 
@@ -42,6 +42,6 @@ def test_interrupted_while_a_thread_starts_it_is_waited_for(tmp_path, monkeypatc
     monkeypatch.setattr(StepWriter, "abort", logged_abort)
     monkeypatch.setattr(streaming, "ThreadPoolExecutor", Interrupted)
     with pytest.raises(KeyboardInterrupt):
-        make_averages([window_recipe(tmp_path / "run", k=2)], [tmp_path / "out"])
+        prepare([window_recipe(tmp_path / "run", k=2)]).written([tmp_path / "out"])
     assert happened == ["written", "aborted"]
     assert [path.name for path in tmp_path.iterdir()] == ["run"]

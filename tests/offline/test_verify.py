@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 
 from lawa_jax.errors import CorruptCheckpointError, SelectionError
-from lawa_jax.offline.prepare import make_averages, open_address
+from lawa_jax.offline.prepare import prepare
 from lawa_jax.offline.recipe import AveragingOptions, weighted_recipe, window_recipe
 from lawa_jax.offline.verify import diff, read_record, verify
 from lawa_jax.output import write_checkpoint
-from lawa_jax.trajectory import open_checkpoint
+from lawa_jax.trajectory import Runs, open_checkpoint
 
 
 def tree(seed):
@@ -26,7 +26,7 @@ def made(tmp_path):
     for step in (1, 2, 3):
         write_checkpoint(tmp_path / "run" / str(step), tree(step))
     out = tmp_path / "out"
-    make_averages([window_recipe(tmp_path / "run", k=2, method="ema:0.8")], [out])
+    prepare([window_recipe(tmp_path / "run", k=2, method="ema:0.8")]).written([out])
     return tmp_path
 
 
@@ -64,7 +64,7 @@ def test_an_average_verifies(made):
 )
 def test_every_option_is_repeated(made, options):
     sources = [f"{made / 'run'}@1:0.3", f"{made / 'run'}@3:0.7"]
-    make_averages([weighted_recipe(sources)], [made / "other"], options=options)
+    prepare([weighted_recipe(sources)], options).written([made / "other"])
     assert verify(str(made / "other")).leaves > 0
 
 
@@ -87,7 +87,7 @@ def test_the_record_says_how_to_make_it_again(made):
 
 def test_sources_given_relatively_are_found_from_anywhere(made, monkeypatch):
     monkeypatch.chdir(made)
-    make_averages([window_recipe("run", k=2)], ["relative"])
+    prepare([window_recipe("run", k=2)]).written(["relative"])
     shutil.move("relative", made / "run" / "moved")
     monkeypatch.chdir("/")
     assert verify(str(made / "run" / "moved")).sources == ["run@2", "run@3"]
@@ -115,7 +115,7 @@ def test_a_source_replaced_where_rounding_hides_it(tmp_path):
     # 1e-30 is lost in the sum: only the digest of the source can tell.
     for step, value in ((1, 1e-30), (2, 1.0)):
         write_checkpoint(tmp_path / "run" / str(step), {"w": np.float32([value])})
-    make_averages([window_recipe(tmp_path / "run", k=2)], [tmp_path / "out"])
+    prepare([window_recipe(tmp_path / "run", k=2)]).written([tmp_path / "out"])
     write_checkpoint(tmp_path / "run" / "1", {"w": np.float32([2e-30])}, overwrite=True)
     with pytest.raises(CorruptCheckpointError, match=r"run@1, leaf 'w': changed since it was av"):
         verify(str(tmp_path / "out"))
@@ -203,5 +203,5 @@ def test_differences_by_hand(tmp_path):
     write_checkpoint(tmp_path / "1", {"w": np.float32([3, 4, 0]), "n": np.float32([nan])})
     write_checkpoint(tmp_path / "2", {"w": np.float32([3, 4, -0.0]), "n": np.float32([nan])})
     # Bits are compared: equal NaNs are equal, zeros of different sign are not.
-    (found,) = diff(open_address(f"{tmp_path}@1"), open_address(f"{tmp_path}@2"))
+    (found,) = diff(Runs().open(f"{tmp_path}@1"), Runs().open(f"{tmp_path}@2"))
     assert found == ("w", 0.0, 0.0, 1, 3, None)

@@ -8,7 +8,7 @@ import pytest
 
 from lawa_jax.errors import CheckpointNotFoundError, CheckpointWriteError, OutputExistsError
 from lawa_jax.output import StepWriter, destination, write_checkpoint
-from lawa_jax.trajectory import discovery, list_steps, open_checkpoint, verify_checkpoint
+from lawa_jax.trajectory import list_steps, open_checkpoint, storage, verify_checkpoint
 from lawa_jax.tree import LeafSpec
 
 SPEC = LeafSpec((4, 3), np.dtype("float32"))
@@ -17,7 +17,7 @@ ARRAY = np.arange(12, dtype=np.float32).reshape(4, 3)
 
 @pytest.fixture
 def bucket(tmp_path, monkeypatch):
-    for module in (discovery, destination):
+    for module in (storage, destination):
         monkeypatch.setattr(module, "is_object_store", lambda path: True)
     return tmp_path
 
@@ -79,5 +79,5 @@ def test_a_failed_write_leaves_nothing(bucket, monkeypatch):
 
 
 def test_gs_paths_are_object_stores():
-    assert discovery.is_object_store("gs://bucket/run")
-    assert not discovery.is_object_store("/data/run")
+    assert storage.is_object_store("gs://bucket/run")
+    assert not storage.is_object_store("/data/run")

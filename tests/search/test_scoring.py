@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from lawa_jax.errors import EvaluationError, LawaError, OutputExistsError
-from lawa_jax.offline.prepare import make_averages
+from lawa_jax.offline.prepare import prepare
 from lawa_jax.offline.recipe import AveragingOptions, sweep_recipes, window_recipe
 from lawa_jax.output import write_checkpoint
 from lawa_jax.search import scoring
@@ -150,7 +150,7 @@ def test_a_failing_evaluator_keeps_what_is_done(run, tmp_path, capsys):
 def test_what_is_stored_is_used_again(run, tmp_path):
     recipe = window_recipe(run, k=2)
     assert not scoring.is_stored(recipe, tmp_path, OPTIONS)
-    make_averages([recipe], [tmp_path / recipe.name])
+    prepare([recipe]).written([tmp_path / recipe.name])
     assert scoring.is_stored(recipe, tmp_path, OPTIONS)
     [(_, tree)] = scoring.stored([recipe], tmp_path, OPTIONS)
     assert tree["w"][0] == 5.5

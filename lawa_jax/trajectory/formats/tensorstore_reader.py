@@ -13,8 +13,8 @@ import numpy as np
 from etils import epath
 
 from lawa_jax.errors import CorruptCheckpointError
-from lawa_jax.trajectory.discovery import is_object_store
 from lawa_jax.trajectory.formats.zarr_header import ArrayHeader, parse_header
+from lawa_jax.trajectory.storage import is_object_store
 
 HEADER_FILES = (".zarray", "zarr.json")
 
