@@ -102,10 +102,18 @@ def guessed_leaf(folder: str) -> StoredLeaf:
 
 def read_json_item(directory: epath.Path) -> dict[str, Any]:
     """A JSON item (metrics, checksums) of a step; {} if it is not there."""
+    # The names that Orbax has given the one file in it; others are looked for.
+    for name in (directory.name, "metadata"):
+        if (directory / name).exists():
+            return _json_object(directory / name)
     if not directory.is_dir():
         return {}
     for path in sorted(directory.iterdir()):
         if path.name != "commit_success.txt" and not path.name.startswith("_"):
-            content = read_json(path)
-            return content if isinstance(content, dict) else {}
+            return _json_object(path)
     return {}
+
+
+def _json_object(path: epath.Path) -> dict[str, Any]:
+    content = read_json(path)
+    return content if isinstance(content, dict) else {}
