@@ -27,6 +27,9 @@ class OneAverage(Averaging):
     out: Annotated[str | None, tyro.conf.arg(aliases=["-o"])] = None
     """Where to write the average."""
 
+    as_step: bool = False
+    """Write the average into the run it is made from, under the name of a step. It is marked as an
+    average, and later windows leave it out."""
     coordinator: str | None = None
     """HOST:PORT of process 0: several processes share the work, each with the same command. On TPU
     pods, SLURM and Open MPI, --processes says it all."""
@@ -55,12 +58,15 @@ class OneAverage(Averaging):
             return
         if self.out is None:
             raise ConfigError("say where to write the average: -o OUT (or --dry-run)")
+        prepared.check([self.out], overwrite=self.overwrite, as_step=self.as_step)
         if not self.json and group.index == 0:
             self.say(recipe, expected, dry=False)
         started = time.perf_counter()
         # The bar is of this process's share.
         with progress(expected.bytes_to_read // group.count, "reading") as advance:
-            result = prepared.written([self.out], overwrite=self.overwrite, progress=advance)[0]
+            result = prepared.written(
+                [self.out], overwrite=self.overwrite, as_step=self.as_step, progress=advance
+            )[0]
         seconds = time.perf_counter() - started
         if group.index:
             return

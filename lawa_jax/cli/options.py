@@ -53,7 +53,7 @@ class Averaging(Leaves):
     threads: int = 2
     """Threads that read and add."""
     overwrite: bool = False
-    """Replace an existing output."""
+    """Replace an earlier output of lawa; nothing else is ever replaced."""
     dry_run: bool = False
     """Only say what would be done: checkpoints, weights, bytes, memory."""
     json: bool = False

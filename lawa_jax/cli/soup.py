@@ -14,7 +14,7 @@ from lawa_jax.averaging.statistics import StatisticsPolicy
 from lawa_jax.cli.average import warn_of_statistics
 from lawa_jax.cli.options import Path, human, numbers, print_json, rows
 from lawa_jax.cli.scoring_options import Evaluating
-from lawa_jax.errors import ConfigError, OutputExistsError
+from lawa_jax.errors import ConfigError
 from lawa_jax.trajectory.storage import as_path
 
 if TYPE_CHECKING:
@@ -59,6 +59,8 @@ class Soup(Evaluating):
     path/to/file.py:function or package.module:function."""
     out: Annotated[str | None, tyro.conf.arg(aliases=["-o"])] = None
     """Where to write the average."""
+    as_step: bool = False
+    """Write the average into the run itself, under the name of a step (see lawa average)."""
 
     def __call__(self) -> None:
         """Search, report and write."""
@@ -83,17 +85,15 @@ class Soup(Evaluating):
             return
         if self.out is None:
             raise ConfigError("say where to write the average: -o OUT (or --dry-run)")
-        if as_path(self.out).exists() and not self.overwrite:
-            raise OutputExistsError(
-                f"{self.out} already exists; choose another output, or --overwrite"
-            )
+        whole = prepare([self._recipe(candidates)], options, runs=self.listed)
+        whole.check([self.out], overwrite=self.overwrite, as_step=self.as_step)
         scoring = self._scoring()
         if scoring.reporting is None:
             print(self._flattering(), file=sys.stderr)
         found, metrics = self._search(candidates, ks, ends, scoring, options)
         prepared = prepare([self._recipe(found.steps)], options, runs=self.listed)
         # Before the report: what was searched for is not lost where that fails.
-        prepared.written([self.out], overwrite=self.overwrite)
+        prepared.written([self.out], overwrite=self.overwrite, as_step=self.as_step)
         try:
             report = _report(scoring, found, metrics, (candidates[0], candidates[-1]))
         except BaseException:

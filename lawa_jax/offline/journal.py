@@ -1,23 +1,22 @@
 """The book an interruptible pass keeps: which blocks are done, and which outputs published.
 
-One JSON line a finished block, appended after the block is in all outputs. A pass that is killed
-repeats at most the blocks its workers were at: one a thread.
+One entry a finished block, made after the block is in all outputs. A pass that is killed repeats
+at most the blocks its workers were at: one a thread.
 """
 
-import errno
+import contextlib
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from etils import epath
 
-from lawa_jax.errors import CheckpointWriteError, OutputExistsError
+from lawa_jax.errors import OutputExistsError
+from lawa_jax.offline.ledger import Entry, Ledger
 from lawa_jax.offline.streaming import Done
-from lawa_jax.output.staging import Lock
 from lawa_jax.trajectory.storage import TMP_MARKER
 
 
@@ -36,69 +35,73 @@ class Journal:
     """
 
     def __init__(self, directory: Path, identity: Mapping[str, Any]) -> None:
-        self._directory, self._path = directory, directory / "journal.jsonl"
+        self._directory = directory
         text = json.dumps(identity, sort_keys=True)
-        key = hashlib.sha256(text.encode()).hexdigest()
+        heading = {"pass": hashlib.sha256(text.encode()).hexdigest()}
         self.finished: dict[tuple[str, int], Done] = {}
-        """Blocks that are in all their outputs."""
+        """Blocks that are in all their outputs, as far as the journal knows."""
         self._publishing: set[str] = set()
         self._published: set[str] = set()
-        directory.mkdir(parents=True, exist_ok=True)
+        self._ledger = Ledger(directory / "journal.jsonl")
         try:
-            self._lock = Lock(directory)
-        except BlockingIOError:
-            raise OutputExistsError(
-                f"another process is writing averages there (it holds {directory}); wait for it, "
-                "or choose another output directory"
-            ) from None
-        if not self._load(key):
-            for path in directory.iterdir():
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
-            self._file = self._path.open("wb", buffering=0)
-            self._line({"pass": key})
-        else:
-            self._file = self._path.open("ab", buffering=0)
+            found, entries = self._ledger.read()
+            if found != heading:
+                entries = []
+                self._refuse_strangers(found)
+                for path in directory.iterdir():
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+            for entry in entries:
+                # Damaged in part, it says nothing.
+                with contextlib.suppress(KeyError, TypeError, ValueError):
+                    self._take(entry)
+            self._ledger.begin(heading, entries)
+        except BaseException:
+            self._ledger.close()
+            raise
 
-    def _load(self, key: str) -> bool:
-        if not self._path.exists():
-            return False
-        # A line that a kill cut short says nothing; the rewritten file goes on after it.
-        lines = [line for line in self._path.read_text().split("\n")[:-1] if line]
-        entries = [json.loads(line) for line in lines]
-        if not entries or entries[0].get("pass") != key:
-            return False
-        self._path.write_text("".join(line + "\n" for line in lines))
-        for entry in entries[1:]:
-            if "block" in entry:
-                name, number = entry["block"]
-                self.finished[name, number] = Done(
-                    name, number, tuple(entry["read"]), tuple(entry["written"])
-                )
-            self._publishing |= {entry["publishing"]} if "publishing" in entry else set()
-            self._published |= {entry["published"]} if "published" in entry else set()
-        return True
+    def _refuse_strangers(self, heading: Entry | None) -> None:
+        """What is thrown away has to be ours."""
+        others = [p.name for p in self._directory.iterdir() if p != self._ledger.path]
+        if others and "pass" not in (heading or {}):
+            raise OutputExistsError(
+                f"{self._directory} is for unfinished averages, but holds {others[0]} and no "
+                "journal of them; move it away, or choose another output directory"
+            )
+
+    def _take(self, entry: Entry) -> None:
+        if "block" in entry:
+            name, number = entry["block"]
+            read, written = tuple(map(int, entry["read"])), tuple(entry["written"])
+            self.finished[str(name), int(number)] = Done(str(name), int(number), read, written)
+        elif "publishing" in entry:
+            self._publishing.add(str(entry["publishing"]))
+        elif "published" in entry:
+            self._published.add(str(entry["published"]))
 
     def staging(self, out: epath.Path) -> Path:
         """Where an output is in the making."""
         return self._directory / f"{out.name}{TMP_MARKER}"
 
     def append(self, done: Done) -> None:
-        """Note a finished block."""
-        self._line(
-            {
-                "block": [done.name, done.number],
-                "read": list(done.digests),
-                "written": list(done.written),
-            }
-        )
+        """Note a finished block.
+
+        Neither the block nor this is synced: whoever takes the pass up compares what is staged
+        with the digests noted here.
+        """
+        entry = {
+            "block": [done.name, done.number],
+            "read": list(done.digests),
+            "written": list(done.written),
+        }
+        self._ledger.append(entry, sync=False)
 
     def publishing(self, out: epath.Path) -> None:
         """Note that an output is about to be published."""
-        self._line({"publishing": out.name})
+        self._ledger.append({"publishing": out.name})
 
     def published(self, out: epath.Path) -> None:
         """Note that an output was published."""
-        self._line({"published": out.name})
+        self._ledger.append({"published": out.name})
 
     def is_published(self, out: epath.Path) -> bool:
         """Whether this pass has published an output, even if it was killed in that very moment."""
@@ -110,19 +113,12 @@ class Journal:
         shutil.rmtree(self._directory)
         self.close()
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     def close(self) -> None:
         """Put the book down; another `Journal` can take it up."""
-        self._file.close()
-        self._lock.release()
-
-    def _line(self, entry: Mapping[str, Any]) -> None:
-        line = json.dumps(entry).encode() + b"\n"
-        try:
-            if self._file.write(line) < len(line):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        except OSError as error:
-            raise CheckpointWriteError(
-                error.errno,
-                f"cannot write {self._path}: {error.strerror}; what is done so far is kept: the "
-                "same command goes on from there",
-            ) from error
+        self._ledger.close()

@@ -15,6 +15,7 @@ from lawa_jax.averaging.statistics import StoredStatistics, batch_statistics
 from lawa_jax.distributed import ALONE, Group
 from lawa_jax.errors import SelectionError
 from lawa_jax.offline import streaming
+from lawa_jax.offline.guard import check_outputs
 from lawa_jax.offline.plan import Plan, Target, make_plan
 from lawa_jax.offline.recipe import (
     DEFAULT_MEMORY,
@@ -112,11 +113,23 @@ class Prepared(NamedTuple):
             for recipe, sink in zip(self.recipes, sinks, strict=True)
         ]
 
+    def check(
+        self,
+        outs: Sequence[epath.PathLike],
+        *,
+        overwrite: bool = False,
+        as_step: bool = False,
+    ) -> None:
+        """Refuse early what `written` would refuse, see there; nothing is read or written."""
+        paths = [as_path(out) for out in outs]
+        check_outputs(paths, self.opened.values(), overwrite=overwrite, as_step=as_step)
+
     def written(
         self,
         outs: Sequence[epath.PathLike],
         *,
         overwrite: bool = False,
+        as_step: bool = False,
         journal: epath.PathLike | None = None,
         progress: ReadProgress | None = None,
     ) -> list[Result]:
@@ -124,13 +137,14 @@ class Prepared(NamedTuple):
 
         Args:
           outs: a directory for each.
-          overwrite: replace existing outputs.
+          overwrite: replace earlier averages of ours; nothing else is ever replaced.
+          as_step: write into the run itself, under a name that is a step's.
           journal: where to keep book of finished blocks, so that an interrupted pass can be taken
             up again with the same arguments; None for none.
           progress: called with the bytes read.
 
         Raises:
-          OutputExistsError: an output exists; nothing was read.
+          OutputExistsError: an output may not be written there; nothing was read, see `guard`.
           Those of `average_checkpoints`.
         """
         paths = [as_path(out) for out in outs]
@@ -142,7 +156,7 @@ class Prepared(NamedTuple):
             raise SelectionError(
                 "an interruptible pass (journal) is for one process; start it alone"
             )
-        return write_averages(self, paths, overwrite, journal, progress)
+        return write_averages(self, paths, journal, progress, overwrite=overwrite, as_step=as_step)
 
 
 def prepare(

@@ -297,7 +297,19 @@ class _Pass:
         # The values just added are not needed any more: their place takes the mean.
         mean = buffers.array(plan.out[name].dtype, index)
         average.mean(self._totals[target], mean.dtype, out=mean.reshape(-1))
+        if self._may_overflow(name, target) and not np.isfinite(mean).all():
+            raise NonFiniteError(
+                f"leaf {name!r}: the average of finite numbers is beyond what {mean.dtype.name} "
+                "can hold; choose a wider output dtype, such as --dtype float32, or leave the "
+                "leaf out with --exclude"
+            )
         return self._sinks[target].write(name, index, mean)
+
+    def _may_overflow(self, name: str, target: int) -> bool:
+        """A mean lies between its sources, unless weights are negative: what held them holds it."""
+        plan = self._plan
+        convex = min(plan.targets[target].weights) >= 0
+        return not convex or plan.out[name].dtype != plan.specs[name].dtype
 
     def _explain_non_finite(
         self, buffers: _Buffers, name: str, index: Index, target: Target

@@ -16,7 +16,7 @@ from lawa_jax.offline.plan import Plan
 from lawa_jax.offline.recipe import Recipe, Result
 from lawa_jax.offline.record import make_record
 from lawa_jax.offline.sinks import NullSink
-from lawa_jax.offline.streaming import ReadProgress
+from lawa_jax.offline.streaming import Done, ReadProgress
 from lawa_jax.output import StepWriter
 from lawa_jax.output.shared_writer import SharedWriter
 from lawa_jax.trajectory import Checkpoint
@@ -29,16 +29,22 @@ if TYPE_CHECKING:
 def write_averages(
     prepared: "Prepared",
     outs: Sequence[epath.Path],
-    overwrite: bool,
     journal: epath.PathLike | None,
     progress: ReadProgress | None,
+    *,
+    overwrite: bool,
+    as_step: bool,
 ) -> list[Result]:
     """Make prepared averages and publish each as a checkpoint; see `Prepared.written`."""
     with ExitStack() as stack:
         book = None
-        if journal is not None:
-            book = Journal(Path(journal), _identity(prepared, outs))
-            stack.callback(book.close)
+        if journal is not None and Path(journal).exists():
+            book = stack.enter_context(Journal(Path(journal), _identity(prepared, outs)))
+        # What an interrupted pass has published is there rightly.
+        new = [out for out in outs if book is None or not book.is_published(out)]
+        prepared.check(new, overwrite=overwrite, as_step=as_step)
+        if journal is not None and book is None:
+            book = stack.enter_context(Journal(Path(journal), _identity(prepared, outs)))
         return _write(stack, prepared, outs, overwrite, book, progress)
 
 
@@ -62,8 +68,7 @@ def _write(
             # With a journal, what is staged survives an interruption, to be taken up again.
             stack.enter_context(writer)
         writers.append(writer)
-    finished = {} if book is None else book.finished
-    _adopt(plan, writers, finished)
+    finished = {} if book is None else _adopted(plan, writers, book.finished)
     started = time.perf_counter()
     inputs = streaming.run(
         plan,
@@ -133,20 +138,31 @@ def _item_name(source: Checkpoint) -> str:
     return "default" if step_of_directory(name) is not None else name
 
 
-def _adopt(
+def _adopted(
     plan: Plan,
     writers: Sequence[StepWriter | SharedWriter | None],
-    finished: Mapping[tuple[str, int], streaming.Done],
-) -> None:
-    """Tell the writers which blocks their staging directories hold already."""
-    for name in {name for name, _ in finished}:
+    finished: Mapping[tuple[str, int], Done],
+) -> dict[tuple[str, int], Done]:
+    """The finished blocks that the staging directories really hold, told to the writers.
+
+    What they do not hold, or not with the bytes that were written, is done again.
+    """
+    held: dict[tuple[str, int], Done] = {}
+    for name in {name for name, _ in finished}.intersection(plan.specs):
         for number, index in enumerate(plan.blocks(name)):
             done = finished.get((name, number))
             if done is None:
                 continue
-            for writer, digest in zip(writers, done.written, strict=True):
-                if isinstance(writer, StepWriter) and digest is not None:
+            staged = [
+                (writer, digest)
+                for writer, digest in zip(writers, done.written, strict=True)
+                if isinstance(writer, StepWriter) and digest is not None
+            ]
+            if all(writer.holds(name, index, digest) for writer, digest in staged):
+                held[name, number] = done
+                for writer, digest in staged:
                     writer.adopt(name, index, digest)
+    return held
 
 
 def _record(

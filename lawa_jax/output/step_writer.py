@@ -6,6 +6,7 @@ name that readers ignore, synced, read back and compared with the digests, then 
 """
 
 import json
+import os
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -20,7 +21,7 @@ from lawa_jax.output.destination import BlockSink, open_destination
 from lawa_jax.trajectory import open_checkpoint
 from lawa_jax.trajectory.checkpoint import Checkpoint, bounds_of
 from lawa_jax.trajectory.digest import ALGORITHM, combine, leaf_digest_block, to_hex
-from lawa_jax.trajectory.formats import orbax_layout
+from lawa_jax.trajectory.formats import orbax_layout, raw_chunks
 from lawa_jax.trajectory.formats.orbax_metadata import DICT, STRINGS_FILE, StoredLeaf
 from lawa_jax.trajectory.formats.zarr_header import ArrayHeader
 from lawa_jax.trajectory.integrity import verify_checkpoint
@@ -81,13 +82,15 @@ class StepWriter:
         self._lock = threading.Lock()
         self._digests = dict.fromkeys(specs, 0)
         self._written = dict.fromkeys(specs, 0)
+        self._folders = {name: ".".join(keys[name]) for name in specs}
+        self._headers: dict[str, ArrayHeader] = {}
         self.directory = epath.Path(directory)
         destination = None
         try:
             destination = open_destination(directory, overwrite=overwrite, staging=staging)
             self._destination = destination
             self._sinks = {
-                name: self._create(name, (chunks or {}).get(name), ".".join(keys[name]))
+                name: self._create(name, (chunks or {}).get(name), self._folders[name])
                 for name in specs
             }
         except BaseException as error:
@@ -113,6 +116,7 @@ class StepWriter:
         spec = self._specs[name]
         chunks = tuple(max(1, n) for n in (spec.shape if chunks is None else chunks))
         header = ArrayHeader(spec.shape, np.dtype(spec.dtype), chunks, "zarr", True, ".", False)
+        self._headers[name] = header
         place = f"{self._item}/{folder}"
         self._write_json(f"{place}/.zarray", orbax_layout.array_header(spec, chunks))
         return self._destination.array(place, header)
@@ -151,6 +155,22 @@ class StepWriter:
         digest = leaf_digest_block(array, spec.shape, index)
         self.adopt(name, index, digest)
         return digest
+
+    def holds(self, name: str, index: Index, digest: int) -> bool:
+        """Whether a block that an earlier process wrote to the staging directory is there, whole.
+
+        A journal may know of a block that a power failure has taken.
+        """
+        spec = self._specs[name]
+        block = np.empty(tuple(s.stop - s.start for s in index), spec.dtype)
+        if block.size:
+            folder = os.fspath(self.staging / self._item / self._folders[name])
+            bounds = bounds_of(index, spec.shape, name)
+            try:
+                raw_chunks.read_block(folder, self._headers[name], bounds, block, leaf=name)
+            except CorruptCheckpointError:
+                return False
+        return leaf_digest_block(block, spec.shape, index) == digest
 
     def adopt(self, name: str, index: Index, digest: int) -> None:
         """Count a block as written, with its digest: by another process, or before a restart."""

@@ -5,15 +5,14 @@ row it was at; ``results.csv`` is the same table for other programs.
 """
 
 import csv
-import json
 import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lawa_jax.errors import ConfigError, CorruptDataError, OutputExistsError
-from lawa_jax.output.staging import Lock
+from lawa_jax.errors import ConfigError, OutputExistsError
+from lawa_jax.offline.ledger import Ledger
 from lawa_jax.trajectory.storage import TMP_MARKER
 
 # The setting that says which code or configuration gave the metrics.
@@ -58,7 +57,6 @@ class Results:
     Raises:
       OutputExistsError: rows of another setting or files of somebody else are there, or another
         process is writing.
-      CorruptDataError: rows that are there cannot be read.
     """
 
     def __init__(
@@ -66,32 +64,25 @@ class Results:
     ) -> None:
         self.directory = directory
         self.rows: dict[str, Row] = {}
-        directory.mkdir(parents=True, exist_ok=True)
-        try:
-            self._lock = Lock(directory)
-        except BlockingIOError:
-            raise OutputExistsError(
-                f"another process is writing results into {directory}; wait for it, or choose "
-                "another directory"
-            ) from None
-        self._path = directory / LINES
+        self._ledger = Ledger(directory / LINES)
         try:
             self._open(dict(setting), overwrite)
         except BaseException:
-            self._lock.release()
+            self._ledger.close()
             raise
 
     def _open(self, setting: dict[str, Any], overwrite: bool) -> None:
-        # What a kill cut short is left out, and written over.
-        lines = self._path.read_bytes().split(b"\n")[:-1] if self._path.exists() else []
-        if not overwrite and not (lines and _is_header(lines[0])):
+        heading, entries = self._ledger.read()
+        old = (heading or {}).get("setting")
+        if not isinstance(old, dict):
             self._refuse_strangers()
-        if lines and not overwrite:
-            self.rows = {row.name: row for row in self._read(lines, setting)}
-        else:
-            lines = [json.dumps({"setting": setting}).encode()]
-        _replace(self._path, b"".join(line + b"\n" for line in lines))
-        self._file = self._path.open("ab", buffering=0)
+        elif not overwrite:
+            rows = [row for row in map(_row, entries) if row is not None]
+            if rows:
+                # Without a row nothing would be lost: an evaluator that failed may be mended.
+                self._check_setting(old, setting)
+            self.rows = {row.name: row for row in rows}
+        self._ledger.begin({"setting": setting}, map(_entry, self.rows.values()))
 
     def _refuse_strangers(self) -> None:
         """Without a header of ours, files of our names are the user's own."""
@@ -99,27 +90,16 @@ class Results:
             if (self.directory / name).exists():
                 raise OutputExistsError(
                     f"{self.directory / name} exists, but there is no {LINES} that begins as the "
-                    "results of a sweep do; choose another directory, or replace it with "
-                    "--overwrite"
+                    "results of a sweep do; choose another directory, or move it away"
                 )
 
-    def _read(self, lines: list[bytes], setting: dict[str, Any]) -> list[Row]:
-        try:
-            head, *entries = (json.loads(line) for line in lines)
-            old = dict(head["setting"])
-            rows = [_row(entry) for entry in entries]
-        except (ValueError, KeyError, TypeError) as error:
-            raise CorruptDataError(
-                f"{self._path}: expected results of a sweep, found something else ({error}); "
-                "choose another directory"
-            ) from error
+    def _check_setting(self, old: dict[str, Any], setting: dict[str, Any]) -> None:
         for name, value in setting.items():
             if old.get(name) != value:
                 raise OutputExistsError(
                     f"{self.directory} holds results {_difference(name, old.get(name), value)}; "
                     "choose another directory, or begin anew with --overwrite"
                 )
-        return rows
 
     def known(self, key: str) -> dict[str, float] | None:
         """Metrics of an average with the same key."""
@@ -131,16 +111,13 @@ class Results:
             raise ConfigError(
                 f"a metric is named {clash[0]!r} like a column of the results; give it another name"
             )
-        entry = {**row._asdict(), "metrics": {n: _plain(v) for n, v in row.metrics.items()}}
-        self._file.write(json.dumps(entry).encode() + b"\n")
-        os.fsync(self._file.fileno())
+        self._ledger.append(_entry(row))
         self.rows[row.name] = row
         self._write_table()
 
     def close(self) -> None:
         """Let others write."""
-        self._file.close()
-        self._lock.release()
+        self._ledger.close()
 
     def _write_table(self) -> None:
         names = list(dict.fromkeys(name for row in self.rows.values() for name in row.metrics))
@@ -168,14 +145,6 @@ class Results:
         aside.replace(self.directory / TABLE)
 
 
-def _is_header(line: bytes) -> bool:
-    try:
-        head = json.loads(line)
-    except ValueError:
-        return False
-    return isinstance(head, dict) and isinstance(head.get("setting"), dict)
-
-
 def _difference(name: str, old: Any, new: Any) -> str:
     if name != IDENTITY:
         return f"with another {name}: {old!r}, now {new!r}"
@@ -185,22 +154,19 @@ def _difference(name: str, old: Any, new: Any) -> str:
     )
 
 
-def _row(entry: dict[str, Any]) -> Row:
-    fields = {name: entry[name] for name in Row._fields}
-    fields["steps"], fields["coefficients"] = tuple(entry["steps"]), tuple(entry["coefficients"])
-    fields["metrics"] = {name: float(value) for name, value in entry["metrics"].items()}
-    return Row(**fields)
-
-
-def _plain(value: float) -> float | str:
+def _entry(row: Row) -> dict[str, Any]:
     # JSON has no NaN; float() reads these words.
-    return value if math.isfinite(value) else str(value)
+    metrics = {n: v if math.isfinite(v) else str(v) for n, v in row.metrics.items()}
+    return {**row._asdict(), "metrics": metrics}
 
 
-def _replace(path: Path, content: bytes) -> None:
-    aside = path.with_name(path.name + TMP_MARKER)
-    with aside.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(path)
+def _row(entry: Mapping[str, Any]) -> Row | None:
+    """The row of an entry; None where it was damaged, and so is evaluated again."""
+    try:
+        fields = {name: entry[name] for name in Row._fields}
+        fields["steps"] = tuple(map(int, entry["steps"]))
+        fields["coefficients"] = tuple(map(float, entry["coefficients"]))
+        fields["metrics"] = {str(n): float(value) for n, value in entry["metrics"].items()}
+        return Row(**fields)
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return None

@@ -125,7 +125,17 @@ def test_files_of_somebody_else_are_refused(lawa, run, code, tmp_path):
     refused = sweep(lawa, run, code, "-k", "2", "-o", tmp_path)
     assert (refused.code, "results.csv exists, but" in refused.err) == (2, True)
     assert ((tmp_path / "results.csv").read_text(), calls(code)) == ("my,own\n", 0)
-    assert sweep(lawa, run, code, "-k", "2", "-o", tmp_path, "--overwrite").code == 0
+    # What is not ours is not replaced, whatever is said.
+    assert sweep(lawa, run, code, "-k", "2", "-o", tmp_path, "--overwrite").code == 2
+    assert (tmp_path / "results.csv").read_text() == "my,own\n"
+
+
+def test_an_evaluator_that_failed_can_be_mended(lawa, run, code, tmp_path):
+    out = tmp_path / "out"
+    code.write_text("def loss(tree):\n    raise ValueError('not yet')\n")
+    assert sweep(lawa, run, code, "-k", "1", "-o", out).code == 1
+    code.write_text(CODE)
+    assert sweep(lawa, run, code, "-k", "1", "-o", out).code == 0
 
 
 def test_figures_of_changed_code_are_not_mixed_in(lawa, run, code, tmp_path):

@@ -44,7 +44,7 @@ def assert_same_bits(ours, theirs):
 
 def test_two_passes_never_share_a_journal(tmp_path):
     first = Journal(tmp_path / "journal", {"jobs": 1})
-    with pytest.raises(OutputExistsError, match="another process is writing averages there"):
+    with pytest.raises(OutputExistsError, match="another process is writing into"):
         Journal(tmp_path / "journal", {"jobs": 2})
     first.close()
     Journal(tmp_path / "journal", {"jobs": 2}).complete()
@@ -67,8 +67,28 @@ def test_a_line_cut_short_by_a_kill_is_dropped(tmp_path):
     third.complete()
 
 
+@pytest.mark.parametrize(
+    "damage", ["{", "[]", '{"block": 7}', '{"block": ["w", 1]}', "\x00", '{"block": [1, "x"]}']
+)
+def test_a_damaged_line_is_dropped_and_the_others_count(tmp_path, damage):
+    first = Journal(tmp_path / "journal", {})
+    for number in range(3):
+        first.append(streaming.Done("w", number, (1,), (2,)))
+    first.close()
+    path = tmp_path / "journal" / "journal.jsonl"
+    lines = path.read_text().split("\n")
+    lines[2] = damage
+    path.write_text("\n".join(lines))
+    second = Journal(tmp_path / "journal", {})
+    assert second.finished.keys() == {("w", 0), ("w", 2)}
+    second.complete()
+
+
+@pytest.mark.parametrize(
+    ("damage", "forget"), [(None, False), ("*kernel/0.0", False), ("*kernel/0.0", True)]
+)
 def test_an_interrupted_sweep_goes_on_and_repeats_at_most_what_was_in_flight(
-    run, tmp_path, monkeypatch
+    run, tmp_path, monkeypatch, damage, forget
 ):
     recipes = sweep_recipes(run, ks=[2, 3], ends=[6, 8])
     outs, journal = [tmp_path / recipe.name for recipe in recipes], tmp_path / ".journal"
@@ -95,9 +115,14 @@ def test_an_interrupted_sweep_goes_on_and_repeats_at_most_what_was_in_flight(
             seen.update([(name, number)]), original(self, lane, name, number, index)
         )[1],
     )  # fmt: skip
+    if damage is not None:
+        chunk = sorted(journal.rglob(damage))[0]
+        assert chunk.stat().st_size
+        chunk.unlink() if forget else chunk.write_bytes(b"\xff" * chunk.stat().st_size)
     prepare(recipes, options).written(outs, journal=journal)
     assert len(seen) == total
-    assert sum(seen.values()) == total
+    # A staged block that is not what the journal says was lost, and is made again.
+    assert (sum(seen.values()) == total) == (damage is None)
     assert not journal.exists()
     for recipe, out in zip(recipes, outs, strict=True):
         assert_same_bits(open_checkpoint(out).read_tree(), prepare([recipe]).in_memory()[0].tree)

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from lawa_jax.errors import ConfigError, CorruptDataError, OutputExistsError
+from lawa_jax.errors import ConfigError, OutputExistsError
 from lawa_jax.search.results import Results, Row
 
 SETTING = {"run": "/runs/a", "evaluator": "mine.py:loss"}
@@ -17,8 +17,8 @@ def row(name="k2-end5-uniform", end=5, metrics=None, key="x"):
     return Row(name, end, 2, "uniform", (end - 1, end), (0.5, 0.5), metrics, 1.5, key)
 
 
-def fill(folder, *rows, **options):
-    results = Results(folder, SETTING, **options)
+def fill(folder, *rows, setting=SETTING, **options):
+    results = Results(folder, setting, **options)
     try:
         for each in rows:
             results.add(each)
@@ -26,8 +26,8 @@ def fill(folder, *rows, **options):
         results.close()
 
 
-def reopened(folder):
-    results = Results(folder, SETTING)
+def reopened(folder, **options):
+    results = Results(folder, SETTING, **options)
     results.close()
     return results
 
@@ -65,7 +65,7 @@ def test_every_row_is_on_disk_before_the_next(tmp_path):
     results.add(row())
     assert len((tmp_path / "results.jsonl").read_text().splitlines()) == 2
     assert len(table(tmp_path)) == 1
-    with pytest.raises(OutputExistsError, match="another process is writing results"):
+    with pytest.raises(OutputExistsError, match="another process is writing into"):
         Results(tmp_path, SETTING)
     results.close()
 
@@ -83,17 +83,30 @@ def test_results_of_something_else_are_not_mixed_in(tmp_path):
         Results(tmp_path, other)
     results = Results(tmp_path, other, overwrite=True)
     assert results.rows == {}
+    results.add(row())
     results.close()
     with pytest.raises(OutputExistsError, match="now '/runs/a'"):
         reopened(tmp_path)
 
 
-@pytest.mark.parametrize("text", ['{"setting": {}}\n[]\n', '{"setting": {}}\n{"name": 1}\n'])
-def test_rows_that_cannot_be_read_are_refused(tmp_path, text):
-    (tmp_path / "results.jsonl").write_text(text)
-    with pytest.raises(CorruptDataError, match="expected results of a sweep"):
-        reopened(tmp_path)
-    assert (tmp_path / "results.jsonl").read_text() == text
+def test_results_without_a_row_protect_nothing(tmp_path):
+    first, mended = ({**SETTING, "evaluator_digest": digest} for digest in ("a", "b"))
+    fill(tmp_path, setting=first)
+    fill(tmp_path, row(), setting=mended)
+    with pytest.raises(OutputExistsError, match="with other code or settings"):
+        fill(tmp_path, setting=first)
+
+
+@pytest.mark.parametrize(
+    "damaged", [b"[]", b'{"name": 1}', b'{"name": "b", "metri', b"\xff\xfe", b"[" * 100_000]
+)
+def test_a_row_that_cannot_be_read_is_evaluated_again(tmp_path, damaged):
+    fill(tmp_path, row(), row("b", 9), row("c", 7))
+    path = tmp_path / "results.jsonl"
+    lines = path.read_bytes().split(b"\n")
+    lines[2] = damaged
+    path.write_bytes(b"\n".join(lines))
+    assert list(reopened(tmp_path).rows) == ["k2-end5-uniform", "c"]
 
 
 @pytest.mark.parametrize(
@@ -111,12 +124,13 @@ def test_rows_that_cannot_be_read_are_refused(tmp_path, text):
 )
 def test_files_of_somebody_else_are_refused(tmp_path, name, text):
     (tmp_path / name).write_text(text, encoding="latin1")
-    with pytest.raises(OutputExistsError, match=f"{name} exists, but .* --overwrite"):
+    with pytest.raises(OutputExistsError, match=f"{name} exists, but .* move it away"):
         reopened(tmp_path)
     assert [p.name for p in tmp_path.iterdir() if p.name.startswith("results")] == [name]
     assert (tmp_path / name).read_text(encoding="latin1") == text
-    fill(tmp_path, row(), overwrite=True)
-    assert list(reopened(tmp_path).rows) == ["k2-end5-uniform"]
+    with pytest.raises(OutputExistsError, match=f"{name} exists, but"):
+        reopened(tmp_path, overwrite=True)
+    assert (tmp_path / name).read_text(encoding="latin1") == text
 
 
 def test_metrics_cannot_hide_columns(tmp_path):
