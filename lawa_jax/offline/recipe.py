@@ -287,7 +287,7 @@ def step_of(source: str) -> int | None:
 
 
 def _with_steps(run: epath.PathLike | Run) -> Run:
-    run = run if isinstance(run, Run) else Run(run)
+    run = Run.of(run)
     if not run.steps:
         raise CheckpointNotFoundError(f"{run.path} holds no committed checkpoint")
     return run

@@ -19,7 +19,7 @@ from lawa_jax.training.mesh import Placement
 from lawa_jax.training.metrics import total_of
 from lawa_jax.training.sharded_reading import read_sharded
 from lawa_jax.training.task import Task
-from lawa_jax.trajectory import Checkpoint, list_steps, open_checkpoint, verify_leaf
+from lawa_jax.trajectory import Checkpoint, Run, verify_leaf
 from lawa_jax.tree import named_leaves
 
 
@@ -31,7 +31,9 @@ class WindowAverage(NamedTuple):
     steps: tuple[int, ...]
 
 
-def average_on_device(run: epath.Path, *, k: int, end: int | None, task: Task) -> WindowAverage:
+def average_on_device(
+    run: epath.Path | Run, *, k: int, end: int | None, task: Task
+) -> WindowAverage:
     """The uniform average of the `k` latest models of a run, by the jitted averager.
 
     One checkpoint is read at a time, verified against the digests saved with it, and added.
@@ -40,11 +42,12 @@ def average_on_device(run: epath.Path, *, k: int, end: int | None, task: Task) -
       SelectionError: the window does not exist; the message lists what does.
       CorruptCheckpointError: a checkpoint is not what was saved.
     """
-    steps = window.latest(list_steps(run), k, end)
+    run = Run.of(run)
+    steps = window.latest(run.steps, k, end)
     accumulator = Accumulator()
     model: Model = {}
     for step in steps:
-        checkpoint = open_checkpoint(run, step=step, include=("*",))
+        checkpoint = run.open(step, include=("*",))
         model = read_placed(checkpoint, task.place)
         accumulator.add(model, label=checkpoint.label)
     return WindowAverage(accumulator.result(), model, steps)
@@ -83,7 +86,7 @@ def evaluate(task: Task, model: Model, split: str = "val") -> dict[str, float]:
 
 def evaluate_latest(
     task: Task,
-    run: epath.Path,
+    run: epath.Path | Run,
     *,
     k: int,
     end: int,
@@ -116,7 +119,7 @@ def evaluate_latest(
 
 def evaluate_ends(
     task: Task,
-    run: epath.Path,
+    run: epath.Path | Run,
     *,
     k: int,
     ends: Sequence[int],
@@ -124,7 +127,7 @@ def evaluate_ends(
     splits: Sequence[str] = ("val",),
 ) -> Iterable[dict[str, Any]]:
     """`evaluate_latest` for several ends, after checking that all windows exist."""
-    existing = list_steps(run)
+    listed = Run.of(run)
     for end in ends:
-        window.latest(existing, k, end)
-    return (evaluate_latest(task, run, k=k, end=end, bn=bn, splits=splits) for end in ends)
+        window.latest(listed.steps, k, end)
+    return (evaluate_latest(task, listed, k=k, end=end, bn=bn, splits=splits) for end in ends)

@@ -19,7 +19,7 @@ from lawa_jax.training.lawa import evaluate_ends
 from lawa_jax.training.log import JsonLog
 from lawa_jax.training.loop import train
 from lawa_jax.training.task import Task
-from lawa_jax.trajectory import list_steps
+from lawa_jax.trajectory import Run
 
 
 def train_run(
@@ -105,11 +105,12 @@ def evaluate_run(
     """
     if k < 1:
         raise SelectionError(f"--lawa_k: expected >= 1 checkpoints to average, found {k}")
-    existing = list_steps(run)
+    listed = Run(run)
+    existing = listed.steps
     chosen = ends or [e for e in existing if existing.index(e) >= k - 1]
     if not chosen:
         raise SelectionError(f"{run}: {len(existing)} checkpoints, fewer than --lawa_k {k}")
-    rows = list(evaluate_ends(task, run, k=k, ends=chosen, bn=bn, splits=splits))
+    rows = list(evaluate_ends(task, listed, k=k, ends=chosen, bn=bn, splits=splits))
     if as_json:
         return "\n".join(json.dumps(row) for row in rows)
     names = [name for name in rows[0] if name.startswith(tuple(f"{split}/" for split in splits))]

@@ -65,6 +65,11 @@ class Run:
                 f"{self.path} is not a directory; give a run, step or item"
             ) from None
 
+    @classmethod
+    def of(cls, run: "epath.PathLike | Run") -> "Run":
+        """The run at a path; a `Run` itself, which is not listed again."""
+        return run if isinstance(run, Run) else cls(run)
+
     @property
     def steps(self) -> list[int]:
         """Committed steps, ascending; temporary and empty directories and averages are none."""

@@ -132,7 +132,7 @@ def test_files_of_somebody_else_are_refused(lawa, run, code, tmp_path):
 
 def test_an_evaluator_that_failed_can_be_mended(lawa, run, code, tmp_path):
     out = tmp_path / "out"
-    code.write_text("def loss(tree):\n    raise ValueError('not yet')\n")
+    code.write_text("def score(tree):\n    raise ValueError('not yet')\n")
     assert sweep(lawa, run, code, "-k", "1", "-o", out).code == 1
     code.write_text(CODE)
     assert sweep(lawa, run, code, "-k", "1", "-o", out).code == 0
