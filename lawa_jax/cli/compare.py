@@ -19,7 +19,7 @@ class Diff(Leaves):
 
     def __call__(self) -> int | None:
         """Print the leaves that differ."""
-        from lawa_jax.offline.verify import diff
+        from lawa_jax.offline.diff import diff
 
         one, other = (
             self.listed.open(x, item=self.item, include=self.include, exclude=self.exclude)

@@ -10,7 +10,6 @@ from pathlib import Path
 from etils import epath
 
 from lawa_jax.errors import CorruptCheckpointError, OutputExistsError
-from lawa_jax.offline.record import FORMAT
 from lawa_jax.trajectory import Checkpoint
 from lawa_jax.trajectory.formats.orbax_metadata import read_json_item
 from lawa_jax.trajectory.run import RECORD
@@ -77,7 +76,7 @@ def _check_replaceable(out: epath.Path) -> None:
         record = read_json_item(out / RECORD)
     except CorruptCheckpointError:
         record = {}
-    if record.get("format") != FORMAT or not isinstance(record.get("sources"), list):
+    if not {"format", "sources", "options"} <= record.keys():
         raise OutputExistsError(
             f"{out} is no average that lawa wrote (it holds no record of one), so that it is not "
             "replaced even with --overwrite; choose another output, or move it away yourself"

@@ -6,18 +6,92 @@ import os
 import platform
 from collections.abc import Mapping, Sequence
 from importlib import metadata
-from typing import Any, get_args
+from typing import Any
 
+import msgspec
 from etils import epath
 
 from lawa_jax.averaging.statistics import StoredStatistics
-from lawa_jax.offline.recipe import Recipe
+from lawa_jax.errors import CorruptCheckpointError, SelectionError
+from lawa_jax.offline.recipe import AveragingOptions, Recipe
 from lawa_jax.trajectory import Checkpoint
+from lawa_jax.trajectory.formats.orbax_metadata import read_json_item
+from lawa_jax.trajectory.run import RECORD
 from lawa_jax.trajectory.storage import is_object_store
-from lawa_jax.tree import LeafSpec
+from lawa_jax.untrusted import checked
 
-FORMAT = 1
+FORMAT = 2
+"""Format 1 also had fields that follow from others: they are ignored."""
+_FORMATS = (1, 2)
 _PACKAGES = ("lawa-jax", "jax", "numpy", "orbax-checkpoint", "tensorstore")
+
+
+class SourceRecord(msgspec.Struct, kw_only=True):
+    """One source of an average.
+
+    Attributes:
+      address: as it was named: ``RUN@26``.
+      path: of the item directory, absolute.
+      relative: the same from the directory that holds the average; None on object stores.
+      step: its step, if it has one.
+      weight: of any scale; its coefficient is its share of the sum of all weights.
+      digests: of its leaves as they were read.
+    """
+
+    address: str
+    path: str
+    relative: str | None
+    step: int | None = None
+    weight: float
+    digests: dict[str, str]
+
+
+class OptionsRecord(msgspec.Struct, kw_only=True):
+    """The options that the values of an average depend on, see `AveragingOptions`."""
+
+    item: str | None = None
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    dtype: str | None = None
+    bn: StoredStatistics
+
+
+class Record(msgspec.Struct, kw_only=True):
+    """What an average was made of, and how.
+
+    Attributes:
+      format: of this record.
+      created: when, ISO 8601 in UTC.
+      method: ``uniform``, ``ema:0.9``, ...
+      sources: the checkpoints, oldest first.
+      options: to repeat the average.
+      taken_from_newest: leaves that were not averaged.
+      versions: of the packages that made it.
+    """
+
+    format: int = FORMAT
+    created: str = ""
+    method: str
+    sources: list[SourceRecord]
+    options: OptionsRecord
+    taken_from_newest: list[str] = []
+    versions: dict[str, str] = {}
+
+    def as_json(self) -> dict[str, Any]:
+        """The record as JSON values."""
+        content: dict[str, Any] = msgspec.to_builtins(self)
+        return content
+
+
+def options_of(options: AveragingOptions) -> OptionsRecord:
+    """The options that results depend on."""
+    return OptionsRecord(
+        item=options.item,
+        include=options.include,
+        exclude=options.exclude,
+        dtype=options.dtype,
+        bn=options.bn,
+    )
 
 
 def make_record(
@@ -25,100 +99,88 @@ def make_record(
     sources: Sequence[Checkpoint],
     *,
     out: epath.PathLike,
-    specs: Mapping[str, LeafSpec],
     input_digests: Sequence[Mapping[str, str]],
-    options: Mapping[str, Any],
+    options: AveragingOptions,
     copied: Sequence[str],
-) -> dict[str, Any]:
-    """The record of one average, all of it JSON.
+) -> Record:
+    """The record of one average.
 
     Args:
       recipe: what was asked for.
       sources: the opened checkpoints, oldest first.
       out: where the average will be; sources are also given relative to it.
-      specs: shapes and dtypes of the output.
       input_digests: digests of the leaves of each source.
-      options: item, include, exclude, dtype and BatchNorm policy, to repeat the average.
+      options: as the average was made.
       copied: leaves taken from the newest source instead of averaged.
     """
-    total = math.fsum(recipe.weights)
-    return {
-        "format": FORMAT,
-        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "method": recipe.method,
-        "weights": list(recipe.weights),
-        "sources": [
-            {
-                "address": address,
-                **_place(source.path, out),
-                "step": source.step,
-                "weight": weight,
-                "coefficient": weight / total,
-                "digests": dict(digests),
-            }
+    return Record(
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        method=recipe.method,
+        sources=[
+            SourceRecord(
+                address=address,
+                path=_absolute(source.path),
+                relative=_relative(source.path, out),
+                step=source.step,
+                weight=weight,
+                digests=dict(digests),
+            )
             for address, source, weight, digests in zip(
                 recipe.sources, sources, recipe.weights, input_digests, strict=True
             )
         ],
-        "options": dict(options),
-        "taken_from_newest": sorted(copied),
-        "dtypes": {name: spec.dtype.name for name, spec in specs.items()},
-        "versions": {"python": platform.python_version(), **_versions()},
-    }
+        options=options_of(options),
+        taken_from_newest=sorted(copied),
+        versions={"python": platform.python_version(), **_versions()},
+    )
 
 
-_NUMBER, _TEXT = (int, float), (str,)
-_FIELDS: dict[str, tuple[type, ...]] = {
-    "method": _TEXT, "weights": (list,), "sources": (list,), "options": (dict,),
-}  # fmt: skip
-_SOURCE: dict[str, tuple[type, ...]] = {
-    "address": _TEXT, "path": _TEXT, "relative": (str, type(None)), "weight": _NUMBER,
-    "coefficient": _NUMBER, "digests": (dict,),
-}  # fmt: skip
-_OPTIONS: dict[str, tuple[type, ...]] = {
-    "include": (list,), "exclude": (list,), "dtype": (str, type(None)), "bn": _TEXT,
-}  # fmt: skip
+def read_record(checkpoint: Checkpoint) -> Record:
+    """The record beside an average.
+
+    Raises:
+      SelectionError: it has none, or one of a later format.
+      CorruptCheckpointError: it is damaged, or its weights make no average.
+    """
+    content = read_json_item(checkpoint.step_dir / RECORD)
+    if not content:
+        raise SelectionError(
+            f"{checkpoint.label} has no record of how it was made: only averages written by lawa "
+            "can be verified"
+        )
+    if content.get("format") not in _FORMATS:
+        raise SelectionError(
+            f"{checkpoint.label}: its record has format {content.get('format')!r}, expected "
+            f"{FORMAT}; use the version of lawa-jax that wrote it"
+        )
+    record = checked(
+        content, Record, f"{checkpoint.label}: its record is damaged, make the average again"
+    )
+    weights = [source.weight for source in record.sources]
+    if not weights or not all(map(math.isfinite, weights)) or not _is_total(weights):
+        raise CorruptCheckpointError(
+            f"{checkpoint.label}: its record is damaged: its weights make no average: {weights}; "
+            "make the average again"
+        )
+    return record
 
 
-def problem_of(record: Mapping[str, Any]) -> str | None:
-    """What is wrong with a record, None if nothing is: missing fields, contradictions."""
-    problem = _missing(record, _FIELDS) or _missing(record["options"], _OPTIONS)
-    for source in [] if problem else record["sources"]:
-        problem = problem or _missing(source, _SOURCE)
-    if problem:
-        return problem
-    if record["options"]["bn"] not in get_args(StoredStatistics):
-        return f"unknown BatchNorm policy {record['options']['bn']!r}"
-    weights = [source["weight"] for source in record["sources"]]
-    total = math.fsum(weights)
-    if not weights or not math.isfinite(total) or total == 0:
-        return f"its weights make no average: {weights}"
-    if weights != record["weights"]:
-        return f"weights {record['weights']} contradict those of its sources, {weights}"
-    for source in record["sources"]:
-        if source["coefficient"] != source["weight"] / total:
-            return f"coefficient {source['coefficient']} of {source['address']} contradicts weights"
-    return None
+def _is_total(weights: Sequence[float]) -> bool:
+    try:
+        return math.isfinite(math.fsum(weights)) and math.fsum(weights) != 0
+    except OverflowError:
+        return False
 
 
-def _missing(found: Any, fields: Mapping[str, tuple[type, ...]]) -> str | None:
-    if not isinstance(found, Mapping):
-        return f"expected fields {', '.join(fields)}, found {found!r}"
-    for name, types in fields.items():
-        if name not in found:
-            return f"it has no {name!r}"
-        if not isinstance(found[name], types):
-            return f"{name!r} is {found[name]!r}"
-    return None
+def _absolute(source: epath.Path) -> str:
+    """A path that is found from any directory."""
+    return str(source) if is_object_store(source) else os.path.abspath(source)
 
 
-def _place(source: epath.Path, out: epath.PathLike) -> dict[str, str | None]:
-    """Where a source is: absolute, so that it is found from any directory, and from the output."""
+def _relative(source: epath.Path, out: epath.PathLike) -> str | None:
     if is_object_store(source) or is_object_store(out):
-        path = str(source) if is_object_store(source) else os.path.abspath(source)
-        return {"path": path, "relative": None}
-    path, parent = os.path.abspath(source), os.path.dirname(os.path.abspath(out))
-    return {"path": path, "relative": os.path.relpath(path, parent)}
+        return None
+    return os.path.relpath(_absolute(source), os.path.dirname(os.path.abspath(out)))
 
 
 def _versions() -> dict[str, str]:

@@ -171,22 +171,14 @@ def _record(
     prepared: "Prepared",
     input_digests: dict[str, dict[str, str]],
 ) -> dict[str, Any]:
-    options = prepared.options
     return make_record(
         recipe,
         [prepared.opened[source] for source in recipe.sources],
         out=out,
-        specs=prepared.plan.out,
         input_digests=[input_digests[source] for source in recipe.sources],
-        options={
-            "item": options.item,
-            "include": list(options.include),
-            "exclude": list(options.exclude),
-            "dtype": options.dtype,
-            "bn": options.bn,
-        },
+        options=prepared.options,
         copied=sorted(prepared.plan.copied),
-    )
+    ).as_json()
 
 
 def _identity(prepared: "Prepared", outs: Sequence[epath.Path]) -> dict[str, Any]:

@@ -13,13 +13,14 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import msgspec
 from etils import epath
 
 from lawa_jax.errors import EvaluationError, LawaError, OutputExistsError
 from lawa_jax.offline.prepare import prepare
 from lawa_jax.offline.recipe import AveragingOptions, Recipe, step_of
+from lawa_jax.offline.record import options_of, read_record
 from lawa_jax.offline.streaming import ReadProgress
-from lawa_jax.offline.verify import read_record
 from lawa_jax.search.evaluators import Evaluator, Metrics
 from lawa_jax.search.results import Results, Row
 from lawa_jax.trajectory import Checkpoint, Runs, open_checkpoint
@@ -168,13 +169,13 @@ def is_stored(
     runs = runs or Runs()
     sources = [_open(runs, s, options) for s in recipe.sources]
     same = (
-        [s["weight"] for s in record["sources"]] == list(recipe.weights)
-        and len(record["sources"]) == len(sources)
+        [s.weight for s in record.sources] == list(recipe.weights)
+        and len(record.sources) == len(sources)
         and all(
-            _unchanged(theirs["digests"], ours)
-            for theirs, ours in zip(record["sources"], sources, strict=True)
+            _unchanged(theirs.digests, ours)
+            for theirs, ours in zip(record.sources, sources, strict=True)
         )
-        and record["options"] == json.loads(json.dumps(_choices(options)))
+        and record.options == options_of(options)
     )
     if not same:
         raise OutputExistsError(
@@ -201,7 +202,7 @@ def keys_of(
         source: _identity(_open(runs, source, options))
         for source in dict.fromkeys(s for recipe in recipes for s in recipe.sources)
     }
-    shared = [evaluator.name, evaluator.identity, _choices(options)]
+    shared = [evaluator.name, evaluator.identity, msgspec.to_builtins(options_of(options))]
     return {
         r.name: _digest([shared, [sources[s] for s in r.sources], steps_of(r), r.weights])
         for r in recipes
@@ -214,12 +215,6 @@ def _open(runs: Runs, source: str, options: AveragingOptions) -> Checkpoint:
 
 def _identity(source: Checkpoint) -> str:
     return _digest(source.checksums or [str(source.path), source.path.stat().mtime])
-
-
-def _choices(options: AveragingOptions) -> dict[str, Any]:
-    """The options that results depend on."""
-    names = ("item", "include", "exclude", "dtype", "bn")
-    return {name: getattr(options, name) for name in names}
 
 
 def _digest(value: Any) -> str:

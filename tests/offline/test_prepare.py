@@ -161,7 +161,7 @@ def test_written_averages_are_the_averages_in_memory_and_carry_a_record(run, tmp
     assert stored.checksums == result.digests
     record = json.loads((tmp_path / "out" / "record" / "metadata").read_text())
     assert [s["step"] for s in record["sources"]] == [4, 5, 6]
-    assert [s["coefficient"] for s in record["sources"]] == [1 / 3] * 3
+    assert [s["weight"] for s in record["sources"]] == [1.0] * 3
     for source in record["sources"]:
         saved = open_checkpoint(run, step=source["step"]).checksums
         assert source["digests"] == {n: saved[n] for n in source["digests"]}

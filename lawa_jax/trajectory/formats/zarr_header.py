@@ -1,13 +1,18 @@
 """Shape, dtype and chunk grid of a stored array: ``.zarray`` (zarr 2) and ``zarr.json`` (3)."""
 
-import json
 import math
-from typing import Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import ml_dtypes
+import msgspec
 import numpy as np
 
 from lawa_jax.errors import CorruptCheckpointError
+from lawa_jax.untrusted import Length, Positive, parse
+
+_MOST_AXES = 64  # of numpy
+_Shape = Annotated[tuple[Length, ...], msgspec.Meta(max_length=_MOST_AXES)]
+_Chunks = Annotated[tuple[Positive, ...], msgspec.Meta(max_length=_MOST_AXES)]
 
 
 class ArrayHeader(NamedTuple):
@@ -32,55 +37,100 @@ class ArrayHeader(NamedTuple):
         return tuple(-(-n // c) for n, c in zip(self.shape, self.chunks, strict=True))
 
 
-def _dtype(text: Any) -> np.dtype:
-    if not isinstance(text, str):
-        raise ValueError(f"unsupported dtype {text!r}")
+class _Zarr2(msgspec.Struct):
+    shape: _Shape
+    chunks: _Chunks
+    dtype: str
+    compressor: Any = None
+    filters: Any = None
+    order: str = "C"
+    fill_value: Any = None
+    dimension_separator: Literal[".", "/"] = "."
+
+    def header(self) -> ArrayHeader:
+        dtype = _dtype(self.dtype)
+        is_raw = (
+            self.compressor is None
+            and not self.filters
+            and self.order == "C"
+            and dtype.byteorder != ">"
+        )
+        return ArrayHeader(
+            self.shape,
+            dtype.newbyteorder("="),
+            self.chunks,
+            "zarr",
+            is_raw,
+            self.dimension_separator,
+            self.fill_value is not None,
+        )
+
+
+class _Grid(msgspec.Struct):
+    chunk_shape: _Chunks
+
+
+class _ChunkGrid(msgspec.Struct):
+    configuration: _Grid
+
+
+class _Codec(msgspec.Struct):
+    name: str
+    configuration: dict[str, Any] = {}
+
+
+class _Zarr3(msgspec.Struct):
+    shape: _Shape
+    data_type: str
+    chunk_grid: _ChunkGrid
+    codecs: list[_Codec]
+
+    def header(self) -> ArrayHeader:
+        chunks = self.chunk_grid.configuration.chunk_shape
+        for codec in self.codecs:
+            if codec.name == "sharding_indexed":
+                chunks = msgspec.convert(codec.configuration, _Grid).chunk_shape
+        dtype = _dtype(self.data_type)
+        return ArrayHeader(self.shape, dtype, chunks, "zarr3", False, "/", True)
+
+
+class _Version(msgspec.Struct):
+    zarr_format: int = 2
+
+
+def _dtype(text: str) -> np.dtype:
     if hasattr(ml_dtypes, text):
         return np.dtype(getattr(ml_dtypes, text))
-    return np.dtype(text)
+    try:
+        dtype = np.dtype(text)
+    except TypeError:
+        dtype = np.dtype(object)
+    # No objects, texts or records: their bytes are no numbers.
+    if dtype.kind not in "biufc":
+        raise ValueError(f"arrays of dtype {text!r} are not supported")
+    return dtype
 
 
-def _zarr2(raw: dict[str, Any]) -> ArrayHeader:
-    dtype = _dtype(raw["dtype"])
-    is_raw = (
-        raw.get("compressor") is None
-        and not raw.get("filters")
-        and raw.get("order", "C") == "C"
-        and dtype.byteorder != ">"
-    )
-    return ArrayHeader(
-        tuple(raw["shape"]),
-        dtype.newbyteorder("="),
-        tuple(raw["chunks"]),
-        "zarr",
-        is_raw,
-        raw.get("dimension_separator", "."),
-        raw.get("fill_value") is not None,
-    )
-
-
-def _zarr3(raw: dict[str, Any]) -> ArrayHeader:
-    chunks = raw["chunk_grid"]["configuration"]["chunk_shape"]
-    for codec in raw["codecs"]:
-        if codec["name"] == "sharding_indexed":
-            chunks = codec["configuration"]["chunk_shape"]
-    dtype = _dtype(raw["data_type"])
-    return ArrayHeader(tuple(raw["shape"]), dtype, tuple(chunks), "zarr3", False, "/", True)
-
-
-def parse_header(text: bytes | str, where: str) -> ArrayHeader:
+def parse_header(text: bytes, where: str) -> ArrayHeader:
     """The header in a ``.zarray`` or ``zarr.json``; `where` is named in errors.
 
     Raises:
       CorruptCheckpointError: not such a file.
     """
+    problem = f"{where} does not describe an array"
+    version = parse(text, _Version, problem).zarr_format
+    stored = parse(text, _Zarr3, problem) if version == 3 else parse(text, _Zarr2, problem)
     try:
-        raw = json.loads(text)
-        header = _zarr3(raw) if raw.get("zarr_format") == 3 else _zarr2(raw)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CorruptCheckpointError(f"{where} does not describe an array: {error!r}") from error
-    if len(header.shape) != len(header.chunks) or any(c < 1 for c in header.chunks):
+        header = stored.header()
+    except (ValueError, msgspec.MsgspecError) as error:
+        raise CorruptCheckpointError(f"{problem}: {error}") from error
+    if len(header.shape) != len(header.chunks):
         raise CorruptCheckpointError(
             f"{where}: chunks {header.chunks} do not fit the shape {header.shape}"
+        )
+    if max(math.prod(header.shape), math.prod(header.chunks)) * header.dtype.itemsize >= 1 << 62:
+        raise CorruptCheckpointError(
+            f"{where}: no array of {header.dtype} has the shape {header.shape} in chunks "
+            f"{header.chunks}"
         )
     return header
