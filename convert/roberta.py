@@ -13,9 +13,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 from lawa_jax import script
-from lawa_jax.interop import fairseq_roberta
-from lawa_jax.interop.convert_command import ConvertArguments, execute, parse
-from lawa_jax.interop.export import find_names_of
+
+with script.importing():
+    from lawa_jax.interop import fairseq_roberta
+    from lawa_jax.interop.convert_command import ConvertArguments, execute, parse
+    from lawa_jax.interop.export import find_names_of
 
 
 @dataclass(frozen=True)

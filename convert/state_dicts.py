@@ -8,8 +8,10 @@ average: lawa average RUN -k 5 -o OUT, then --export OUT model.safetensors --nam
 import sys
 
 from lawa_jax import script
-from lawa_jax.interop import state_dicts
-from lawa_jax.interop.convert_command import ConvertArguments, execute, parse
+
+with script.importing():
+    from lawa_jax.interop import state_dicts
+    from lawa_jax.interop.convert_command import ConvertArguments, execute, parse
 
 
 def main() -> None:

@@ -13,13 +13,15 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
-import tyro
-
 from lawa_jax import script
-from lawa_jax.data.bpe import BytePairEncoding
-from lawa_jax.data.dictionary import Dictionary
-from lawa_jax.data.text import DICTIONARY_FILE, SPLITS, binarize, prepare_text, read_lines
-from lawa_jax.errors import ConfigError, DataNotFoundError, OutputExistsError
+
+with script.importing():
+    import tyro
+
+    from lawa_jax.data.bpe import BytePairEncoding
+    from lawa_jax.data.dictionary import Dictionary
+    from lawa_jax.data.text import DICTIONARY_FILE, SPLITS, binarize, prepare_text, read_lines
+    from lawa_jax.errors import ConfigError, DataNotFoundError, OutputExistsError
 
 
 @dataclasses.dataclass(frozen=True)

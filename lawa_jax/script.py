@@ -1,10 +1,12 @@
 """How every script ends: one clear message on stderr and the project's exit code."""
 
+import contextlib
 import os
 import signal
 import sys
+import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -15,6 +17,30 @@ EXIT_TERMINATED = 128 + signal.SIGTERM
 EXIT_BROKEN_PIPE = 128 + signal.SIGPIPE
 # The last message printed.
 _last: list[str] = []
+
+
+@contextlib.contextmanager
+def importing() -> Iterator[None]:
+    """Around the imports of a script, which take seconds: a signal ends it at once, in one line.
+
+    An exception would not do: inside the libraries that load it is swallowed, or ends in somebody
+    else's traceback. There is nothing to clean up yet.
+    """
+    numbers = [n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) != signal.SIG_IGN]
+    if threading.current_thread() is not threading.main_thread():
+        numbers = []
+    previous = {number: signal.signal(number, _leave) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _leave(signum: int, frame: FrameType | None) -> None:
+    word = b"interrupted" if signum == signal.SIGINT else b"terminated"
+    os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, b"error: " + word + b"\n")
+    os._exit(128 + signum)
 
 
 class Terminated(BaseException):

@@ -1,5 +1,8 @@
 import os
 import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -67,3 +70,56 @@ def test_a_defect_keeps_its_traceback():
 def test_user_mistakes_are_ordinary_exceptions_too():
     assert issubclass(errors.SelectionError, ValueError)
     assert issubclass(errors.CheckpointNotFoundError, FileNotFoundError)
+
+
+# Sends a signal when a module is first imported, and runs a script.
+SIGNALLED = """
+import os, runpy, signal, sys
+number, module, script = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+sent = []
+def hook(event, args):
+    if event == "import" and args[0] == module and not sent:
+        sent.append(True)
+        os.kill(os.getpid(), number)
+sys.addaudithook(hook)
+sys.argv = [script, "--help"]
+if script == "lawa":
+    from lawa_jax.cli.main import main
+    main()
+runpy.run_path(script, run_name="__main__")
+"""
+ROOT = Path(__file__).resolve().parent.parent
+SCRIPTS = [
+    "lawa",
+    *(f"{d}/{p.name}" for d in ("train", "convert") for p in (ROOT / d).glob("*.py")),
+]
+
+
+@pytest.mark.parametrize("script_file", SCRIPTS)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_during_the_imports_is_one_line_and_a_code(script_file, number):
+    module = "numpy" if script_file != "lawa" else "tyro"
+    done = subprocess.run(
+        [sys.executable, "-c", SIGNALLED, str(int(number)), module, script_file],
+        cwd=ROOT, check=False, capture_output=True, text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    word = "interrupted" if number == signal.SIGINT else "terminated"
+    assert (done.returncode, done.stderr) == (128 + number, f"error: {word}\n")
+
+
+def test_a_library_cannot_swallow_a_signal_during_the_imports():
+    code = """
+import os, signal
+from lawa_jax import script
+with script.importing():
+    try:
+        os.kill(os.getpid(), signal.SIGINT)
+    except BaseException:
+        print("swallowed")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], check=False, capture_output=True, text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "error: interrupted\n")

@@ -14,16 +14,18 @@ Averages of a past run: python train/resnet_imagenet.py --evaluate RUN --lawa_k 
 import dataclasses
 import sys
 
-from etils import epath
-
 from lawa_jax import script
-from lawa_jax.planning.scripts import print_image_plan
-from lawa_jax.training import sessions
-from lawa_jax.training.command_line import parse
-from lawa_jax.training.config import ImageConfig
-from lawa_jax.training.mesh import Placement
-from lawa_jax.training.runtime import prepare
-from lawa_jax.training.wiring import image_task_of, load_images
+
+with script.importing():
+    from etils import epath
+
+    from lawa_jax.planning.scripts import print_image_plan
+    from lawa_jax.training import sessions
+    from lawa_jax.training.command_line import parse
+    from lawa_jax.training.config import ImageConfig
+    from lawa_jax.training.mesh import Placement
+    from lawa_jax.training.runtime import prepare
+    from lawa_jax.training.wiring import image_task_of, load_images
 
 
 def main() -> None:

@@ -15,17 +15,19 @@ Averages of a past run: python train/roberta_wikitext.py --evaluate RUN --lawa_k
 import dataclasses
 import sys
 
-from etils import epath
-
 from lawa_jax import script
-from lawa_jax.planning.scripts import print_text_plan
-from lawa_jax.training import sessions
-from lawa_jax.training.command_line import parse
-from lawa_jax.training.mesh import Placement
-from lawa_jax.training.runtime import prepare
-from lawa_jax.training.text_config import TextConfig
-from lawa_jax.training.text_task import padding_waste
-from lawa_jax.training.wiring import load_text, text_task_of
+
+with script.importing():
+    from etils import epath
+
+    from lawa_jax.planning.scripts import print_text_plan
+    from lawa_jax.training import sessions
+    from lawa_jax.training.command_line import parse
+    from lawa_jax.training.mesh import Placement
+    from lawa_jax.training.runtime import prepare
+    from lawa_jax.training.text_config import TextConfig
+    from lawa_jax.training.text_task import padding_waste
+    from lawa_jax.training.wiring import load_text, text_task_of
 
 
 def main() -> None:

@@ -13,16 +13,16 @@ Exit codes: 0 ok, 1 run failed, 2 usage, selection or mismatch, 3 I/O or corrupt
 
 def execute(argv: Sequence[str]) -> int | None:
     """Parse and run one command; errors are raised."""
-    # Imported here, where a Ctrl-C already ends in a message and an exit code.
-    import tyro
+    with script.importing():
+        import tyro
 
-    from lawa_jax.cli.average import Average
-    from lawa_jax.cli.compare import Diff, Verify
-    from lawa_jax.cli.inspect import Inspect
-    from lawa_jax.cli.ls import Ls
-    from lawa_jax.cli.reconstruct import Reconstruct
-    from lawa_jax.cli.soup import Soup
-    from lawa_jax.cli.sweep import Sweep
+        from lawa_jax.cli.average import Average
+        from lawa_jax.cli.compare import Diff, Verify
+        from lawa_jax.cli.inspect import Inspect
+        from lawa_jax.cli.ls import Ls
+        from lawa_jax.cli.reconstruct import Reconstruct
+        from lawa_jax.cli.soup import Soup
+        from lawa_jax.cli.sweep import Sweep
 
     command = tyro.extras.subcommand_cli_from_dict(
         {

@@ -15,6 +15,7 @@ from lawa_jax.errors import (
     CorruptCheckpointError,
     OutputExistsError,
 )
+from lawa_jax.training.session_lock import HOLDER
 from lawa_jax.trajectory import list_steps
 
 CONFIG = "config.json"
@@ -25,18 +26,27 @@ def log_path(run: epath.Path) -> epath.Path:
     return run / "log.jsonl"
 
 
-def create(run: epath.Path, config: Mapping[str, Any]) -> None:
-    """Make a run directory holding its resolved configuration.
+def check_new(run: epath.Path) -> None:
+    """Check that a new run would replace nothing.
 
     Raises:
       OutputExistsError: a run, or anything else, is there already.
     """
-    if run.exists() and any(run.iterdir()):
+    if run.exists() and any(path.name != HOLDER for path in run.iterdir()):
         epochs = list_steps(run)
         what = f"a run with {len(epochs)} epochs" if (run / CONFIG).exists() else "files"
         raise OutputExistsError(
             f"{run} already holds {what}; go on with --resume, or choose another --run_dir"
         )
+
+
+def create(run: epath.Path, config: Mapping[str, Any]) -> None:
+    """Make a run directory holding its resolved configuration.
+
+    Raises:
+      OutputExistsError: see `check_new`.
+    """
+    check_new(run)
     run.mkdir(parents=True, exist_ok=True)
     # Renamed into place, so that a run directory never holds half a configuration.
     aside = run / (CONFIG + ".tmp")

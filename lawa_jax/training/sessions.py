@@ -13,7 +13,7 @@ from lawa_jax.errors import SelectionError
 from lawa_jax.report.curves import curves
 from lawa_jax.report.tables import table
 from lawa_jax.training import resume as resume_
-from lawa_jax.training import run_directory
+from lawa_jax.training import run_directory, session_lock
 from lawa_jax.training.config import RunConfig, to_json
 from lawa_jax.training.lawa import evaluate_ends
 from lawa_jax.training.log import JsonLog
@@ -38,41 +38,48 @@ def train_run(
       ConfigError: resuming with a configuration that changes the trajectory.
     """
     run, group = epath.Path(config.run_dir), task.place.group
-    state, position = None, resume_.Position()
+    # Before anything is written, so that a mistake changes nothing.
     if resume:
         run_directory.check_resumable(run, to_json(config), config.changeable)
-        step = group.exchange(
-            "resume at", resume_.newest(run, epochs_needed=max(1, config.lawa_k))
-        )[0]
-        if step is not None:
-            state, position = resume_.restore(run, step, task)
-            say = print if group.index == 0 else lambda *args, **kw: None
-            say(
-                f"resuming {run} in epoch {position.epoch} after {position.step} updates",
-                file=sys.stderr,
+    else:
+        run_directory.check_new(run)
+    with session_lock.held(run, group):
+        state, position = None, resume_.Position()
+        if resume:
+            step = group.exchange(
+                "resume at", resume_.newest(run, epochs_needed=max(1, config.lawa_k))
+            )[0]
+            if step is not None:
+                state, position = resume_.restore(run, step, task)
+                say = print if group.index == 0 else lambda *args, **kw: None
+                say(
+                    f"resuming {run} in epoch {position.epoch} after {position.step} updates",
+                    file=sys.stderr,
+                )
+        if state is None:
+            state = (
+                resume_.initial_model(init_from, task)
+                if init_from
+                else task.place.state(task.init())
             )
-    if state is None:
-        state = (
-            resume_.initial_model(init_from, task) if init_from else task.place.state(task.init())
+        if not resume:
+            # Last, so that a mistake above leaves no run behind.
+            together(
+                group,
+                "new run",
+                lambda: None if group.index else run_directory.create(run, to_json(config)),
+            )
+        train(
+            task,
+            run,
+            state,
+            position,
+            epochs=config.epochs,
+            lawa_k=config.lawa_k,
+            bn=bn,
+            save_every_steps=config.save_every_steps,
+            keep_resume=config.keep_resume,
         )
-    if not resume:
-        # Last, so that a mistake above leaves no run behind.
-        together(
-            group,
-            "new run",
-            lambda: None if group.index else run_directory.create(run, to_json(config)),
-        )
-    train(
-        task,
-        run,
-        state,
-        position,
-        epochs=config.epochs,
-        lawa_k=config.lawa_k,
-        bn=bn,
-        save_every_steps=config.save_every_steps,
-        keep_resume=config.keep_resume,
-    )
     if group.index:
         return
     # Drawing takes a second to import, which nobody should wait for before training.
