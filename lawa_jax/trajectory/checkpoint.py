@@ -9,7 +9,7 @@ import numpy as np
 from etils import epath
 
 from lawa_jax.errors import CorruptCheckpointError, SelectionError, TreeMismatchError
-from lawa_jax.trajectory.digest import ALGORITHM
+from lawa_jax.trajectory.checksums import stored_checksums
 from lawa_jax.trajectory.formats import orbax_metadata, raw_chunks
 from lawa_jax.trajectory.formats.tensorstore_reader import TensorStoreReader
 from lawa_jax.trajectory.formats.zarr_header import ArrayHeader, parse_header
@@ -87,6 +87,7 @@ class Checkpoint:
                 f"{self.label}: two leaves have the same name (a key holds '/'); leaves are "
                 "paired by name, so this tree cannot be averaged"
             )
+        self._all_names = frozenset(stored)
         self.empty = {e.keys: e.kind for e in tree.leaves if e.is_empty}
         self._string_leaves = tuple(e for e in tree.leaves if e.kind == "string")
         self.selection: Selection = select(
@@ -158,12 +159,12 @@ class Checkpoint:
 
     @functools.cached_property
     def checksums(self) -> dict[str, str]:
-        """Digests of the leaves as they were saved, by name."""
-        stored = orbax_metadata.read_json_item(self.step_dir / "checksums")
-        leaves = stored.get("leaves")
-        if stored.get("algorithm") != ALGORITHM or not isinstance(leaves, dict):
-            return {}
-        return {str(name): str(entry["digest"]) for name, entry in leaves.items()}
+        """Digests of all leaves as they were saved, by name; {} for steps that others wrote.
+
+        Raises:
+          CorruptCheckpointError: they are due, and are missing, damaged or incomplete.
+        """
+        return stored_checksums(self.step_dir, self._all_names, self.label)
 
     @functools.cached_property
     def strings(self) -> dict[str, str]:

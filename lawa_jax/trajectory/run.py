@@ -14,10 +14,10 @@ from etils import epath
 from lawa_jax.errors import CheckpointNotFoundError, SelectionError
 from lawa_jax.trajectory import storage
 from lawa_jax.trajectory.checkpoint import Checkpoint, Located, metrics_of
+from lawa_jax.trajectory.checksums import STEP_METADATA
 from lawa_jax.trajectory.steps import parse_address, prefix_of, step_of
 from lawa_jax.trajectory.storage import COMMIT_MARKER, TMP_MARKER
 
-STEP_METADATA = "_CHECKPOINT_METADATA"
 RECORD = "record"
 """The item that says of what checkpoints an average of ours was made."""
 # Any of these makes a directory one stored pytree.
@@ -234,9 +234,9 @@ class Run:
             in_step = (path.parent / STEP_METADATA).exists()
             parent_step = step_of(path.parent.name) if in_step else None
             own_step = step_of(path.name)
-            is_item = item is None and own_step is None and self._is_item(path)
-            if is_item and parent_step is not None:
-                label = _label(path.parent.parent, parent_step)
+            if in_step and item is None and self._is_item(path):
+                at = path.parent.parent
+                label = str(path) if parent_step is None else _label(at, parent_step)
                 return Located(path, path.parent, parent_step, label)
             label = str(path) if own_step is None else _label(path.parent, own_step)
             return Located(self._choose_item(path, item, label), path, own_step, label)

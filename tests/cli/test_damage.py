@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from lawa_jax.output import write_checkpoint
-from lawa_jax.trajectory.digest import leaf_digest
+from lawa_jax.trajectory.digest import leaf_digest, to_hex
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def poison(step):
     chunk(step).write_bytes(array.tobytes())
     path = step / "checksums" / "metadata"
     checksums = json.loads(path.read_text())
-    checksums["leaves"]["params/dense/kernel"]["digest"] = leaf_digest(array.reshape(20, 6))
+    checksums["leaves"]["params/dense/kernel"]["digest"] = to_hex(leaf_digest(array.reshape(20, 6)))
     path.write_text(json.dumps(checksums))
 
 

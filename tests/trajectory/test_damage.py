@@ -1,5 +1,6 @@
 """Damaged checkpoints give an error that names what is damaged; they never load as numbers."""
 
+import json
 import shutil
 
 import numpy as np
@@ -164,3 +165,49 @@ def test_metadata_cannot_point_outside(ours, tmp_path):
     path.write_text(path.read_text().replace('"b"', '"b/../../../../../../secret/model/w"'))
     with pytest.raises(CorruptCheckpointError, match="points outside of the checkpoint"):
         open_checkpoint(ours)
+
+
+def renamed(text):
+    return text.replace('"params/w"', '"params/v"')
+
+
+def of_another_algorithm(text):
+    return text.replace("lawa-sum64", "lawa-sum65")
+
+
+def without_a_leaf(text):
+    stored = json.loads(text)
+    del stored["leaves"]["params/w"]
+    return json.dumps(stored)
+
+
+def numbered(text):
+    stored = json.loads(text)
+    stored["leaves"]["params/w"]["digest"] = 7
+    return json.dumps(stored)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (renamed, "checksum"),
+        (of_another_algorithm, "are of algorithm 'lawa-sum65-v1', expected 'lawa-sum64-v1'"),
+        (without_a_leaf, "leaf 'params/w' is stored without a checksum"),
+        (lambda text: "{}", "its checksums are damaged: object missing required field"),
+        (lambda text: "[]", "its checksums are damaged"),
+        (numbered, "its checksums are damaged: expected `str`"),
+    ],
+)
+def test_damage_to_the_checksums_does_not_switch_the_check_off(ours, change, message):
+    path = ours / "epochs/90/checksums/metadata"
+    changed = change(path.read_text())
+    assert changed != path.read_text()
+    path.write_text(changed)
+    with pytest.raises(CorruptCheckpointError, match=message):
+        open_checkpoint(ours).checksums  # noqa: B018
+
+
+def test_lost_checksums_are_missed(ours):
+    shutil.rmtree(ours / "epochs/90/checksums")
+    with pytest.raises(CorruptCheckpointError, match=r"its checksums \(.*checksums\) are gone"):
+        open_checkpoint(ours).checksums  # noqa: B018

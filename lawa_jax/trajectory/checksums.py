@@ -1,0 +1,78 @@
+"""The digests saved beside a checkpoint of ours, and whether they are there as they ought to be.
+
+Orbax loads a flipped bit as a number. Steps of ours carry a digest of every leaf, in the item
+``checksums``; the step's metadata lists that item, so that its loss does not go unnoticed. Damage
+to the digests is damage: a check that switches itself off would let wrong numbers pass.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+import msgspec
+from etils import epath
+
+from lawa_jax.errors import CorruptCheckpointError
+from lawa_jax.trajectory.digest import ALGORITHM
+from lawa_jax.trajectory.formats.orbax_metadata import read_json, read_json_item
+from lawa_jax.untrusted import checked
+
+ITEM = "checksums"
+STEP_METADATA = "_CHECKPOINT_METADATA"
+
+
+class _Leaf(msgspec.Struct):
+    digest: str
+
+
+class _Checksums(msgspec.Struct):
+    algorithm: str
+    leaves: dict[str, _Leaf]
+
+
+def stored_checksums(step_dir: epath.Path, names: Iterable[str], label: str) -> dict[str, str]:
+    """Digests of the leaves of a step, as they were saved, by name.
+
+    Args:
+      step_dir: the step directory.
+      names: of all its leaves.
+      label: the checkpoint, for messages.
+
+    Returns:
+      {} for steps that others wrote: nothing protects these.
+
+    Raises:
+      CorruptCheckpointError: the digests are due, and are missing, damaged or incomplete.
+    """
+    item = step_dir / ITEM
+    if not item.is_dir():
+        if ITEM in _items(step_dir):
+            raise CorruptCheckpointError(
+                f"{label}: its checksums ({item}) are gone, so damage could not be noticed; "
+                "restore them from a copy"
+            )
+        return {}
+    stored = checked(read_json_item(item), _Checksums, f"{label}: its checksums are damaged")
+    if stored.algorithm != ALGORITHM:
+        raise CorruptCheckpointError(
+            f"{label}: its checksums are of algorithm {stored.algorithm!r}, expected "
+            f"{ALGORITHM!r}; they are damaged, or want the version of lawa-jax that wrote them"
+        )
+    odd = sorted(set(names) ^ stored.leaves.keys())
+    if odd:
+        lone = odd[0] in stored.leaves
+        where = "has a checksum but is not stored" if lone else "is stored without a checksum"
+        raise CorruptCheckpointError(
+            f"{label}: leaf {odd[0]!r} {where} ({len(odd)} such leaves); the checksums or the "
+            "tree's metadata are damaged, restore them from a copy"
+        )
+    return {name: leaf.digest for name, leaf in stored.leaves.items()}
+
+
+def _items(step_dir: epath.Path) -> dict[str, Any]:
+    """What the step's metadata say it holds; {} for steps without."""
+    path = step_dir / STEP_METADATA
+    if not path.exists():
+        return {}
+    content = read_json(path)
+    items = content.get("item_handlers") if isinstance(content, dict) else None
+    return items if isinstance(items, dict) else {}
