@@ -110,7 +110,12 @@ class Journal:
 
     def complete(self) -> None:
         """The pass is complete: nothing needs to be remembered."""
-        shutil.rmtree(self._directory)
+        # The ledger last: until it is gone, the same command finds all outputs published.
+        for path in self._directory.iterdir():
+            if path != self._ledger.path:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        self._ledger.path.unlink()
+        self._directory.rmdir()
         self.close()
 
     def __enter__(self) -> Self:

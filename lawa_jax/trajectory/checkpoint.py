@@ -164,7 +164,7 @@ class Checkpoint:
         Raises:
           CorruptCheckpointError: they are due, and are missing, damaged or incomplete.
         """
-        return stored_checksums(self.step_dir, self._all_names, self.label)
+        return stored_checksums(self.step_dir, self._all_names, self.leaves, self.label)
 
     @functools.cached_property
     def strings(self) -> dict[str, str]:

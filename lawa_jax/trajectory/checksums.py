@@ -5,7 +5,7 @@ Orbax loads a flipped bit as a number. Steps of ours carry a digest of every lea
 to the digests is damage: a check that switches itself off would let wrong numbers pass.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import msgspec
@@ -14,7 +14,8 @@ from etils import epath
 from lawa_jax.errors import CorruptCheckpointError
 from lawa_jax.trajectory.digest import ALGORITHM
 from lawa_jax.trajectory.formats.orbax_metadata import read_json, read_json_item
-from lawa_jax.untrusted import checked
+from lawa_jax.tree import LeafSpec
+from lawa_jax.untrusted import Length, checked
 
 ITEM = "checksums"
 STEP_METADATA = "_CHECKPOINT_METADATA"
@@ -22,6 +23,8 @@ STEP_METADATA = "_CHECKPOINT_METADATA"
 
 class _Leaf(msgspec.Struct):
     digest: str
+    shape: tuple[Length, ...]
+    dtype: str
 
 
 class _Checksums(msgspec.Struct):
@@ -29,12 +32,15 @@ class _Checksums(msgspec.Struct):
     leaves: dict[str, _Leaf]
 
 
-def stored_checksums(step_dir: epath.Path, names: Iterable[str], label: str) -> dict[str, str]:
+def stored_checksums(
+    step_dir: epath.Path, names: Iterable[str], specs: Mapping[str, LeafSpec], label: str
+) -> dict[str, str]:
     """Digests of the leaves of a step, as they were saved, by name.
 
     Args:
       step_dir: the step directory.
       names: of all its leaves.
+      specs: what the leaves are that are read: their bits may be the same in another dtype.
       label: the checkpoint, for messages.
 
     Returns:
@@ -65,6 +71,13 @@ def stored_checksums(step_dir: epath.Path, names: Iterable[str], label: str) -> 
             f"{label}: leaf {odd[0]!r} {where} ({len(odd)} such leaves); the checksums or the "
             "tree's metadata are damaged, restore them from a copy"
         )
+    for name, spec in specs.items():
+        saved = stored.leaves[name]
+        if (saved.shape, saved.dtype) != (spec.shape, spec.dtype.name):
+            raise CorruptCheckpointError(
+                f"{label}, leaf {name!r}: expected {saved.dtype}{list(saved.shape)} as it was "
+                f"saved, found {spec}; its array metadata are damaged, restore them from a copy"
+            )
     return {name: leaf.digest for name, leaf in stored.leaves.items()}
 
 

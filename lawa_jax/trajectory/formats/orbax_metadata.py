@@ -57,7 +57,7 @@ def read_json(path: epath.Path) -> Any:
     """
     try:
         return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CorruptCheckpointError(f"{path} cannot be read as JSON: {error}") from error
 
 
