@@ -5,12 +5,15 @@ what they average is five checkpoints, which is ``k = 5`` here.
 """
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
 from lawa_jax.errors import SelectionError
 
 _SHOWN = 12
+# More than any run has checkpoints.
+_MOST_STEPS = 1_000_000
 
 
 def describe(steps: Sequence[int]) -> str:
@@ -98,12 +101,13 @@ def select(steps: Iterable[int], wanted: Iterable[int]) -> tuple[int, ...]:
       SelectionError: some do not exist, occur twice, or none are wanted.
     """
     existing, chosen = sorted(set(steps)), sorted(wanted)
+    there, counts = set(existing), Counter(chosen)
     if not chosen:
         raise SelectionError(f"no checkpoints were chosen; existing: {describe(existing)}")
-    twice = sorted({s for s in chosen if chosen.count(s) > 1})
+    twice = sorted(s for s, count in counts.items() if count > 1)
     if twice:
         raise SelectionError(f"checkpoints chosen twice: {describe(twice)}")
-    missing = [s for s in chosen if s not in set(existing)]
+    missing = [s for s in chosen if s not in there]
     if missing:
         raise SelectionError(
             f"checkpoints that do not exist: {describe(missing)}; existing: {describe(existing)}"
@@ -137,6 +141,10 @@ def parse_steps(text: str) -> tuple[int, ...]:
         start, stop, stride = (*numbers, 1)[:3]
         if stop < start:
             raise SelectionError(f"the range {part!r} ends before it starts")
+        if (stop - start) // stride >= _MOST_STEPS:
+            raise SelectionError(
+                f"the range {part!r} has more than {_MOST_STEPS:,} steps; choose a wider stride"
+            )
         result.extend(range(start, stop + 1, stride))
     return tuple(result)
 

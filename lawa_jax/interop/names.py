@@ -4,7 +4,6 @@ It is kept as ``names.json`` in the run. With it any checkpoint of that model, a
 goes back under its original names, order, layouts and sharing.
 """
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +15,7 @@ from lawa_jax.errors import CorruptCheckpointError
 from lawa_jax.interop.rules import Layout, shape_as_ours
 from lawa_jax.trajectory.formats.state_dict import StateDict
 from lawa_jax.tree import LeafSpec
+from lawa_jax.untrusted import parse
 
 FILE = "names.json"
 _FORMAT = "lawa-names-v1"
@@ -164,11 +164,7 @@ def load(path: Path) -> Names:
     Raises:
       CorruptCheckpointError: it is no such record.
     """
-    try:
-        content = json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise CorruptCheckpointError(f"{path} is no JSON: {error}") from error
-    return from_json(content, str(path))
+    return from_json(parse(path.read_bytes(), dict[str, Any], str(path)), str(path))
 
 
 @dataclass(frozen=True)

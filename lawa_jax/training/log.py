@@ -50,10 +50,11 @@ def read_log(path: epath.Path) -> Iterator[dict[str, Any]]:
     """Events of a log; a last line cut off by a kill is left out."""
     if not path.exists():
         return
-    for line in path.read_text().splitlines():
+    # A byte that is no text damages its own line alone.
+    for line in path.read_bytes().splitlines():
         try:
             event = json.loads(line)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             continue
         if isinstance(event, dict) and "event" in event:
             yield event

@@ -12,11 +12,11 @@ from etils import epath
 from lawa_jax.errors import (
     CheckpointNotFoundError,
     ConfigError,
-    CorruptCheckpointError,
     OutputExistsError,
 )
 from lawa_jax.training.session_lock import HOLDER
 from lawa_jax.trajectory import list_steps
+from lawa_jax.untrusted import parse
 
 CONFIG = "config.json"
 
@@ -67,13 +67,7 @@ def read_config(run: epath.Path) -> dict[str, Any]:
             f"{run} holds no run: expected {CONFIG} in it, found "
             f"{'a directory without one' if run.exists() else 'nothing'}"
         )
-    try:
-        config = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise CorruptCheckpointError(f"{path} is no JSON: {error}") from error
-    if not isinstance(config, dict):
-        raise CorruptCheckpointError(f"{path}: expected a JSON object, found {type(config)}")
-    return config
+    return parse(path.read_bytes(), dict[str, Any], str(path))
 
 
 def check_resumable(run: epath.Path, config: Mapping[str, Any], changeable: frozenset[str]) -> None:

@@ -7,6 +7,7 @@ from etils import epath
 from lawa_jax.errors import SelectionError
 from lawa_jax.trajectory.storage import TMP_MARKER
 
+_MOST_DIGITS = 18
 _STEP_NAME = re.compile(r"^(?:.+_)?([0-9]+)$")
 
 
@@ -15,7 +16,8 @@ def step_of(name: str) -> int | None:
     if TMP_MARKER in name or name.startswith("."):
         return None
     match = _STEP_NAME.match(name)
-    return int(match.group(1)) if match else None
+    # Longer ones are no counters but dates, hashes and the like.
+    return int(match.group(1)) if match and len(match.group(1)) <= _MOST_DIGITS else None
 
 
 def prefix_of(name: str) -> str:

@@ -67,9 +67,8 @@ def attack(work: Path, count: int, seed: int) -> dict[str, int]:
         except LawaError:
             found["refused"] += 1
         except Exception as error:
-            raise Broken(
-                f"{name}: {type(error).__name__}: {error} of {content[:300]!r}, seed {seed}"
-            ) from error
+            told = f"{type(error).__name__}: {str(error)[:300]}"
+            raise Broken(f"{name}: {told} of {content[:300]!r}, seed {seed}") from error
         finally:
             target.path.write_bytes(target.healthy)
     return found
