@@ -52,7 +52,7 @@ class Journal:
                     shutil.rmtree(path) if path.is_dir() else path.unlink()
             for entry in entries:
                 # Damaged in part, it says nothing.
-                with contextlib.suppress(KeyError, TypeError, ValueError):
+                with contextlib.suppress(KeyError, TypeError, ValueError, OverflowError):
                     self._take(entry)
             self._ledger.begin(heading, entries)
         except BaseException:

@@ -168,5 +168,5 @@ def _row(entry: Mapping[str, Any]) -> Row | None:
         fields["coefficients"] = tuple(map(float, entry["coefficients"]))
         fields["metrics"] = {str(n): float(value) for n, value in entry["metrics"].items()}
         return Row(**fields)
-    except (KeyError, TypeError, ValueError, AttributeError):
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
         return None

@@ -28,6 +28,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=1.0)
     parser.add_argument("--rounds", type=int, default=0, help="so many of each instead of minutes")
+    parser.add_argument("--share", type=float, default=1.0, help="of the attacks of a round")
     parser.add_argument("--seed", type=int, default=None)
     parser.add_argument("--kinds", default=",".join(KINDS))
     line = parser.parse_args()
@@ -40,7 +41,9 @@ def main() -> int:
         while number < line.rounds if line.rounds else time.monotonic() < end:
             for kind, outcomes in totals.items():
                 try:
-                    found = KINDS[kind](Path(folder), ROUND[kind], seed + number)
+                    found = KINDS[kind](
+                        Path(folder), max(1, int(ROUND[kind] * line.share)), seed + number
+                    )
                 except Broken as broken:
                     print(f"BROKEN {kind}, round {number}: {broken}")
                     return 1
