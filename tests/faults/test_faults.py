@@ -1,4 +1,4 @@
-"""A short run of the attacks, in a process of their own: it forks, and wraps calls of the system."""
+"""A short run of the attacks, in a process of their own: it forks, and wraps system calls."""
 
 import os
 import subprocess
