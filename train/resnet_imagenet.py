@@ -36,7 +36,7 @@ def main() -> None:
     if actions.plan is not None:
         print_image_plan(config, actions.plan)
         return
-    group = actions.join()
+    group = actions.join(config)
     task = image_task_of(config, load_images(config), Placement())
     if actions.evaluate is not None:
         run = epath.Path(actions.evaluate)

@@ -38,7 +38,7 @@ def main() -> None:
     if actions.plan is not None:
         print_text_plan(config, actions.plan)
         return
-    group = actions.join()
+    group = actions.join(config)
     data = load_text(config, ("train", "val") if actions.evaluate is None else actions.splits)
     config = dataclasses.replace(config, vocab_size=config.vocab_size or len(data.dictionary))
     task = text_task_of(config, data, Placement(fsdp=config.fsdp))
