@@ -17,7 +17,7 @@ import sys
 from etils import epath
 
 from lawa_jax import script
-from lawa_jax.planning.scripts import print_image_plan
+from lawa_jax.planning.scripts import in_child, print_image_plan
 from lawa_jax.training import sessions
 from lawa_jax.training.command_line import parse
 from lawa_jax.training.config import ImageConfig
@@ -34,7 +34,7 @@ def main() -> None:
         config = dataclasses.replace(config, dataset="dummy")
     prepare(deterministic=actions.deterministic, compile_cache=actions.compile_cache)
     if actions.plan is not None:
-        print_image_plan(config, actions.plan)
+        in_child(print_image_plan, config, actions.plan)
         return
     group = actions.join(config)
     task = image_task_of(config, load_images(config), Placement())

@@ -18,7 +18,7 @@ import sys
 from etils import epath
 
 from lawa_jax import script
-from lawa_jax.planning.scripts import print_text_plan
+from lawa_jax.planning.scripts import in_child, print_text_plan
 from lawa_jax.training import sessions
 from lawa_jax.training.command_line import parse
 from lawa_jax.training.mesh import Placement
@@ -36,7 +36,7 @@ def main() -> None:
         config = dataclasses.replace(config, dataset="dummy")
     prepare(deterministic=actions.deterministic, compile_cache=actions.compile_cache)
     if actions.plan is not None:
-        print_text_plan(config, actions.plan)
+        in_child(print_text_plan, config, actions.plan)
         return
     group = actions.join(config)
     data = load_text(config, ("train", "val") if actions.evaluate is None else actions.splits)

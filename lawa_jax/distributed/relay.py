@@ -71,13 +71,14 @@ class Relay:
             far.shutdown(socket.SHUT_WR)
 
     def _receive(self, near: socket.socket, far: socket.socket) -> None:
-        try:
+        with contextlib.suppress(OSError):
             while data := far.recv(_CHUNK):
                 near.sendall(data)
-        except OSError:
-            pass
         if not _closed(near):
             self._lost()
+        with contextlib.suppress(OSError):
+            # Closing alone would leave `_send` waiting, and the connection open with it.
+            near.shutdown(socket.SHUT_RDWR)
         near.close()
         far.close()
 

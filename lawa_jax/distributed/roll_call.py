@@ -121,6 +121,8 @@ class RollCall:
                 self._answer()
                 self._parted.wait(_INTERVAL / 20)
                 continue
+            # A process that is about to end by the same error says so itself.
+            self._parted.wait(_INTERVAL)
             self._finish(reason)
 
     def _answer(self) -> None:

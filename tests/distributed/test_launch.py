@@ -2,7 +2,7 @@
 
 import pytest
 
-from lawa_jax.distributed import ALONE, initialize
+from lawa_jax.distributed import ALONE, await_verdict, initialize, launch
 from lawa_jax.distributed.launch import launched
 from lawa_jax.errors import ConfigError
 
@@ -49,3 +49,22 @@ def test_one_process_needs_no_coordinator():
 def test_half_an_answer_is_refused(arguments, message):
     with pytest.raises(ConfigError, match=message):
         initialize(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("error", "seconds"),
+    [
+        (ValueError("UNKNOWN: Gloo AllGather failed: Connection closed by peer"), [15.0]),
+        (RuntimeError("NCCL operation failed: remote process exited"), [15.0]),
+        (ZeroDivisionError("division by zero"), []),
+    ],
+)
+def test_only_a_failed_collective_waits_for_the_heartbeats(monkeypatch, error, seconds):
+    class Calls:
+        patience = 15.0
+
+    slept = []
+    monkeypatch.setattr(launch, "_joined", (Calls, None))
+    monkeypatch.setattr(launch.time, "sleep", slept.append)
+    await_verdict(error)
+    assert slept == seconds
