@@ -172,10 +172,9 @@ def end_process(reason: str, advice: str = "") -> None:
 
 
 def _main_thread() -> str:
-    """The innermost places of the main thread, the project's own ones first."""
+    """Where the main thread is: innermost, and the last calls within this project."""
     frame = sys._current_frames().get(threading.main_thread().ident or 0)
-    stack = traceback.extract_stack(frame)
-    ours = [f for f in stack if "lawa_jax" in f.filename] or stack
-    return " < ".join(
-        f"{os.path.basename(f.filename)}:{f.lineno} {f.name}" for f in reversed(ours[-3:])
-    )
+    stack = traceback.extract_stack(frame)[::-1]
+    ours = [f for f in stack[1:] if "lawa_jax" in f.filename]
+    places = [*stack[:1], *ours[:3]]
+    return " < ".join(f"{os.path.basename(f.filename)}:{f.lineno} {f.name}" for f in places)
