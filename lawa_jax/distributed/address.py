@@ -8,6 +8,9 @@ from collections.abc import Sequence
 
 from lawa_jax.errors import ConfigError
 
+INITIALIZATION_TIMEOUT = 300
+"""Seconds to wait for all processes to start."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Address:
@@ -45,7 +48,7 @@ def resolve(coordinator: str | None, count: int | None, index: int | None) -> Ad
     coordinator = coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS")
     if coordinator is None or count is None or index is None:
         coordinator, count, index, devices = ClusterEnv.auto_detect_unset_distributed_params(
-            coordinator, count, index, None, None, None
+            coordinator, count, index, None, None, INITIALIZATION_TIMEOUT
         )
     if coordinator is None or count is None or index is None:
         raise ConfigError(
@@ -58,11 +61,14 @@ def resolve(coordinator: str | None, count: int | None, index: int | None) -> Ad
 
 
 def bind(host: str, port: int) -> str | None:
-    """The one address that process 0 listens on; None where JAX has to listen on all.
+    """The one address that process 0 listens on; None where JAX decides.
 
-    That is where `host` is not an address of this machine as it sees itself (a forwarded one), or
-    is a name that means the loopback here and something else to the other machines.
+    It takes ``JAX_COORDINATOR_BIND_ADDRESS`` where that is set. It has to listen on all addresses
+    where `host` is not an address of this machine as it sees itself (a forwarded one), or is a name
+    that means the loopback here and something else to the other machines.
     """
+    if "JAX_COORDINATOR_BIND_ADDRESS" in os.environ:
+        return None
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         family, kind, _, _, place = found[0]

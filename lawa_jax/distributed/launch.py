@@ -16,9 +16,6 @@ from lawa_jax.distributed.relay import Relay
 from lawa_jax.distributed.roll_call import RollCall, end_process
 from lawa_jax.errors import ConfigError
 
-INITIALIZATION_TIMEOUT = 300
-"""Seconds to wait for all processes to start."""
-
 _joined: "tuple[RollCall, Relay | None] | None" = None
 
 
@@ -59,6 +56,8 @@ def initialize(
             return ALONE
     elif not launched(os.environ):
         return ALONE
+    if peer_timeout < 1:
+        raise ConfigError(f"--peer_timeout: expected 1 second or more, found {peer_timeout:g}")
     import jax
 
     where = address.resolve(*given)
@@ -103,7 +102,7 @@ def _join(jax: Any, where: "address.Address", relay: Relay | None, peer_timeout:
             where.devices,
             heartbeat_timeout_seconds=round(peer_timeout),
             shutdown_timeout_seconds=round(peer_timeout),
-            initialization_timeout=INITIALIZATION_TIMEOUT,
+            initialization_timeout=address.INITIALIZATION_TIMEOUT,
             coordinator_bind_address=address.bind(where.host, where.port),
         )
     except RuntimeError as error:

@@ -53,3 +53,8 @@ def test_an_address_of_another_machine_is_left_to_jax(monkeypatch):
     # TEST-NET-1: nobody has it, as with an address that a cloud forwards.
     monkeypatch.setattr(address.socket, "getaddrinfo", answer("192.0.2.1"))
     assert address.bind("192.0.2.1", 5) is None
+
+
+def test_the_variable_of_jax_decides(monkeypatch):
+    monkeypatch.setenv("JAX_COORDINATOR_BIND_ADDRESS", "[::]:5")
+    assert address.bind("127.0.0.1", 5) is None

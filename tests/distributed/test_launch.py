@@ -51,6 +51,11 @@ def test_half_an_answer_is_refused(arguments, message):
         initialize(*arguments)
 
 
+def test_a_timeout_without_a_heartbeat_is_refused():
+    with pytest.raises(ConfigError, match=r"--peer_timeout: expected 1 second or more, found 0\.2"):
+        initialize("127.0.0.1:1", 2, 0, peer_timeout=0.2)
+
+
 @pytest.mark.parametrize(
     ("error", "seconds"),
     [
