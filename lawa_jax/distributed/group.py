@@ -1,10 +1,8 @@
 """A group of processes that tell each other small things."""
 
-import contextlib
 import json
-import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from lawa_jax import errors
@@ -12,9 +10,6 @@ from lawa_jax.errors import ConfigError, LawaError, PeerError
 
 TIMEOUT_SECONDS = 600.0
 """How long to wait for the others where one of them may be writing a large checkpoint."""
-
-LATE_SECONDS = 60.0
-"""After how long a process that the others wait for is named on stderr, and how often."""
 
 
 class Group(Protocol):
@@ -52,16 +47,6 @@ class Alone:
 ALONE = Alone()
 
 
-class Peers(Protocol):
-    """What can be learnt of the other processes besides what they say by themselves."""
-
-    def name(self, index: int) -> str:
-        """``process 2 (host, pid 17)``."""
-
-    def doing(self, index: int) -> str:
-        """``is at ...``: a predicate."""
-
-
 class Processes:
     """The processes of `jax.distributed`, through its coordination service.
 
@@ -70,8 +55,6 @@ class Processes:
       index: of this process.
       count: number of processes.
       timeout: seconds to wait for the others.
-      late: seconds after which those that have not arrived are named on stderr.
-      peers: asked about them; None leaves that out.
     """
 
     def __init__(
@@ -81,11 +64,9 @@ class Processes:
         count: int,
         *,
         timeout: float = TIMEOUT_SECONDS,
-        late: float = LATE_SECONDS,
-        peers: Peers | None = None,
     ) -> None:
         self.index, self.count = index, count
-        self._client, self._timeout, self._late, self._peers = client, timeout, late, peers
+        self._client, self._timeout = client, timeout
         self._calls: dict[str, int] = {}
         self._lock = threading.Lock()
 
@@ -96,8 +77,7 @@ class Processes:
         folder = f"lawa/{topic}/{number}"
         self._client.key_value_set(f"{folder}/{self.index}", json.dumps(value))
         try:
-            with self._naming_the_late(topic, folder):
-                self._client.wait_at_barrier(folder, round(self._timeout * 1000))
+            self._client.wait_at_barrier(folder, round(self._timeout * 1000))
         except RuntimeError as error:
             late = [str(i) for i in self._missing(folder)]
             raise PeerError(
@@ -122,37 +102,6 @@ class Processes:
         except RuntimeError:
             return []
         return [i for i in range(self.count) if i not in here]
-
-    @contextlib.contextmanager
-    def _naming_the_late(self, topic: str, folder: str) -> Iterator[None]:
-        """While this process waits, say now and then whom it waits for."""
-        arrived = threading.Event()
-
-        def watch() -> None:
-            waited = 0.0
-            while not arrived.wait(self._late):
-                waited += self._late
-                missing = self._missing(folder)
-                # One of those that wait speaks for all.
-                if missing and self.index == min(set(range(self.count)) - set(missing)):
-                    for index in missing:
-                        print(self._lateness(topic, index, waited), file=sys.stderr, flush=True)
-
-        thread = threading.Thread(target=watch, name="lawa-late", daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            arrived.set()
-            thread.join()
-
-    def _lateness(self, topic: str, index: int, waited: float) -> str:
-        peers = self._peers
-        name = peers.name(index) if peers else f"process {index}"
-        return (
-            f"warning: {topic}: the others have waited {waited:g} s for {name}, which is alive but "
-            f"makes no progress here{f'; it {peers.doing(index)}' if peers else ''}"
-        )
 
 
 def agree(group: Group, arguments: Mapping[str, Any]) -> None:

@@ -154,8 +154,7 @@ def _client() -> Any:
 
 @functools.cache
 def _processes(index: int, count: int) -> Processes:
-    calls = _joined[0] if _joined is not None else None
-    return Processes(_client(), index, count, peers=calls)
+    return Processes(_client(), index, count)
 
 
 def current_group() -> Group:

@@ -5,18 +5,19 @@ beside it ask JAX's coordination service, whose heartbeats tell who is alive, an
 """
 
 import contextlib
+import json
 import os
 import sys
 import threading
 import time
-import traceback
 from collections.abc import Callable, Collection
 from typing import Any
 
+from lawa_jax.distributed.standstill import STILL_SECONDS, Standstill
 from lawa_jax.errors import EXIT_RUN_FAILED
 
 _STOPPED, _HEARD, _LEFT = "lawa-roll/stopped", "lawa-roll/heard", "lawa-roll/left"
-_ASKED, _DOING = "lawa-roll/asked", "lawa-roll/doing"
+_STILL = "lawa-roll/still"
 _INTERVAL = 1.0
 # How long process 0, with which the service ends, waits for the others to hear the reason.
 _FAREWELL = 5.0
@@ -32,13 +33,22 @@ class RollCall:
       count: number of processes.
       timeout: seconds without a heartbeat after which the service counts a process as dead.
       end: called with the reason when another process has ended; must end this one.
+      still: seconds without progress after which a process is named on stderr.
     """
 
     def __init__(
-        self, client: Any, index: int, count: int, *, timeout: float, end: Callable[[str], None]
+        self,
+        client: Any,
+        index: int,
+        count: int,
+        *,
+        timeout: float,
+        end: Callable[[str], None],
+        still: float = STILL_SECONDS,
     ) -> None:
         self._client, self._index, self._count = client, index, count
         self._timeout, self._end = timeout, end
+        self._standstill = Standstill(still)
         self._parted = threading.Event()
         self._ending = threading.Lock()
         self.places = [""] * count
@@ -83,18 +93,6 @@ class RollCall:
         """``process 2 (host, pid 17)``."""
         return f"process {index}" + (f" ({self.places[index]})" if self.places[index] else "")
 
-    def doing(self, index: int) -> str:
-        """What another process is doing: where in the code its main thread is."""
-        try:
-            self._client.key_value_set(f"{_ASKED}/{index}", "", allow_overwrite=True)
-            answer = self._client.blocking_key_value_get(
-                f"{_DOING}/{index}", round(5000 * _INTERVAL)
-            )
-            self._client.key_value_delete(f"{_DOING}/{index}")
-        except RuntimeError:
-            return "does not say what it is doing"
-        return f"is at {answer}"
-
     def _ask(self) -> None:
         while not self._parted.wait(_INTERVAL):
             try:
@@ -118,20 +116,34 @@ class RollCall:
             try:
                 reason = self._client.blocking_key_value_get(_STOPPED, round(1000 * _INTERVAL))
             except RuntimeError:
-                self._answer()
+                with contextlib.suppress(RuntimeError):
+                    self._look()
                 self._parted.wait(_INTERVAL / 20)
                 continue
             # A process that is about to end by the same error says so itself.
             self._parted.wait(_INTERVAL)
             self._finish(reason)
 
-    def _answer(self) -> None:
-        if self._get(f"{_ASKED}/{self._index}") is not None:
-            with contextlib.suppress(RuntimeError):
-                self._client.key_value_delete(f"{_ASKED}/{self._index}")
-                self._client.key_value_set(
-                    f"{_DOING}/{self._index}", _main_thread(), allow_overwrite=True
-                )
+    def _look(self) -> None:
+        """Publish where this process stands still; process 0 names those the others wait for."""
+        now = time.monotonic()
+        if (change := self._standstill.look(now)) is not None:
+            self._client.key_value_set(
+                f"{_STILL}/{self._index}", json.dumps(change), allow_overwrite=True
+            )
+        if self._index == 0 and self._standstill.due(now):
+            pairs = self._client.key_value_dir_get(f"{_STILL}/")
+            still = {int(key.rpartition("/")[2]): json.loads(text) for key, text in pairs}
+            if all(still.get(i) for i in range(self._count)):
+                for index, found in sorted(still.items()):
+                    if not found["waits"]:
+                        print(
+                            f"warning: {self.name(index)} is alive but has made no progress for "
+                            f"{self._standstill.seconds:g} s, and the others wait for it; it is at "
+                            f"{found['place']}",
+                            file=sys.stderr,
+                            flush=True,
+                        )
 
     def _get(self, key: str) -> str | None:
         try:
@@ -169,12 +181,3 @@ def end_process(reason: str, advice: str = "") -> None:
     )
     sys.stdout.flush()
     os._exit(EXIT_RUN_FAILED)
-
-
-def _main_thread() -> str:
-    """Where the main thread is: innermost, and the last calls within this project."""
-    frame = sys._current_frames().get(threading.main_thread().ident or 0)
-    stack = traceback.extract_stack(frame)[::-1]
-    ours = [f for f in stack[1:] if "lawa_jax" in f.filename]
-    places = [*stack[:1], *ours[:3]]
-    return " < ".join(f"{os.path.basename(f.filename)}:{f.lineno} {f.name}" for f in places)

@@ -1,7 +1,5 @@
 """What one process tells the others, and that nobody waits for one that failed."""
 
-import threading
-
 import pytest
 
 from lawa_jax.distributed import ALONE, together
@@ -50,68 +48,6 @@ def test_late_processes_are_named():
     service.values["lawa/save/1/2"] = "null"
     with pytest.raises(PeerError, match=r"save: process 0 waited 5 s for process 1, 3 of 4"):
         Processes(service, 0, 4, timeout=5).exchange("save")
-
-
-class Waiting(Service):
-    """A barrier that opens when the test says so."""
-
-    def __init__(self):
-        super().__init__()
-        self.opened = threading.Event()
-
-    def wait_at_barrier(self, name, timeout_in_ms):
-        assert self.opened.wait(30)
-
-
-class Peers:
-    """Process 1 reads; asking opens the barrier, as if it had arrived then."""
-
-    def __init__(self, service):
-        self.service = service
-
-    def name(self, index):
-        return f"process {index} (host{index})"
-
-    def doing(self, index):
-        self.service.values[f"lawa/averaged/1/{index}"] = "null"
-        self.service.opened.set()
-        return "is at reading.py:7 read_block"
-
-
-def test_a_process_that_makes_no_progress_is_named_but_not_as_dead(capfd):
-    service = Waiting()
-    service.values["lawa/averaged/1/1"] = "null"
-    group = Processes(service, 0, 3, late=0.01, peers=Peers(service))
-    assert group.exchange("averaged") == [None, None, None]
-    assert capfd.readouterr().err.splitlines()[0] == (
-        "warning: averaged: the others have waited 0.01 s for process 2 (host2), which is alive "
-        "but makes no progress here; it is at reading.py:7 read_block"
-    )
-
-
-def test_one_of_those_that_wait_speaks_for_all(capfd):
-    service = Waiting()
-    service.values["lawa/averaged/1/0"] = "null"
-    asked = threading.Event()
-    read = service.key_value_dir_get
-
-    def reading(folder):
-        asked.set()
-        return read(folder)
-
-    service.key_value_dir_get = reading
-    group = Processes(service, 1, 3, late=0.01, peers=Peers(service))
-
-    def let_go():
-        assert asked.wait(30)
-        service.values["lawa/averaged/1/2"] = "null"
-        service.opened.set()
-
-    helper = threading.Thread(target=let_go)
-    helper.start()
-    assert group.exchange("averaged") == [None, None, None]
-    helper.join()
-    assert capfd.readouterr().err == ""
 
 
 def test_the_arguments_that_differ_are_named(as_processes):

@@ -41,6 +41,9 @@ class Service:
                 raise RuntimeError("DEADLINE_EXCEEDED")
             return self.values[key]
 
+    def key_value_dir_get(self, folder):
+        return [(k, v) for k, v in self.values.items() if k.startswith(folder)]
+
     def get_live_nodes(self, process_ids):
         return {i: 1 for i in process_ids if i not in self.dead}
 
@@ -130,16 +133,36 @@ def test_parting_is_no_death(roll):
     assert not any(thread.is_alive() for thread in (*zero._threads, *one._threads))
 
 
-def test_a_process_says_where_its_main_thread_is(roll):
-    service = Service(2)
-    zero, _ = roll(service, 0), roll(service, 1)
-    # The main thread is the one that asks.
-    assert "roll_call.py" in zero.doing(1)
-    assert "doing" in zero.doing(1)
+def test_the_one_that_the_others_wait_for_is_named(roll, capfd):
+    service = Service(3)
+    zero = roll(service, 0)
 
+    class Still:
+        seconds = 60.0
 
-def test_one_that_does_not_answer_is_said_so(roll):
-    assert roll(Service(2), 0).doing(1) == "does not say what it is doing"
+        def look(self, now):
+            return {"place": "group.py:1 exchange", "waits": True}
+
+        def due(self, now):
+            return True
+
+    zero._parted.set()
+    for thread in zero._threads:
+        thread.join(30)
+    zero._standstill = Still()
+    service.values["lawa-roll/still/1"] = '{"place": "reading.py:7 read", "waits": false}'
+    zero._look()
+    # Process 2 moves: they may all be waiting for that.
+    assert capfd.readouterr().err == ""
+    service.values["lawa-roll/still/2"] = '{"place": "array.py:3 _value", "waits": true}'
+    zero._look()
+    assert capfd.readouterr().err == (
+        "warning: process 1 (host1) is alive but has made no progress for 60 s, and the others "
+        "wait for it; it is at reading.py:7 read\n"
+    )
+    service.values["lawa-roll/still/1"] = "{}"
+    zero._look()
+    assert capfd.readouterr().err == ""
 
 
 def test_the_end_is_one_line_and_exit_code_1(monkeypatch, capfd):

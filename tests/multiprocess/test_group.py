@@ -14,8 +14,7 @@ pytestmark = pytest.mark.multiprocess
 STUCK = """
 import pathlib, sys, time
 from lawa_jax import script
-from lawa_jax.distributed import current_group, initialize, together
-from lawa_jax.distributed.group import Processes
+from lawa_jax.distributed import initialize, roll_call, together
 
 folder, flags = pathlib.Path(sys.argv[1]), sys.argv[2:]
 index = int(flags[5])
@@ -25,9 +24,8 @@ def wait_for_the_file():
         time.sleep(0.01)
 
 def main():
-    initialize(flags[1], 2, index)
-    known = current_group()
-    group = Processes(known._client, index, 2, late=0.5, peers=known._peers)
+    roll_call.RollCall.__init__.__kwdefaults__["still"] = 2.0
+    group = initialize(flags[1], 2, index)
     (folder / f"joined{index}").touch()
     together(group, "read", wait_for_the_file if index else lambda: None)
     print("finished")
@@ -47,9 +45,11 @@ def test_a_process_in_a_read_is_named_with_its_place_and_is_not_ended(start, tmp
     program = tmp_path / "stuck.py"
     program.write_text(STUCK)
     both = start([program, tmp_path], 2)
-    appears(both.logs[0], "makes no progress here; it is at ")
+    appears(both.logs[0], "the others wait for it; it is at ")
     text = both.logs[0].read_text()
-    assert "warning: read: the others have waited 0.5 s for process 1 (" in text
+    assert "warning: process 1 (" in text
+    assert "is alive but has made no progress for 2 s" in text
+    assert "warning: process 0" not in text
     assert "wait_for_the_file" in text
     (tmp_path / "go on").touch()
     assert both.wait(60) == [0, 0], both.text()
@@ -71,7 +71,7 @@ def test_a_killed_process_ends_the_others_in_one_line(start, tmp_path, dead):
     errors = [
         line
         for line in both.logs[1 - dead].read_text().splitlines()
-        if not line.startswith("warning: read: ")
+        if not line.startswith("warning: process ")
     ]
     (line,) = errors
     assert line.startswith(f"error: process {dead} (")
