@@ -31,12 +31,16 @@ class Standstill:
         """What has changed: ``place`` and ``waits`` of the main thread when the process has come
         to a standstill, an empty dict when it moves again, and None otherwise.
         """
+        frames = sys._current_frames()
+        main = threading.main_thread()
         places = {
             thread.ident: (id(frame), frame.f_lasti)
             for thread in threading.enumerate()
             if thread is not threading.current_thread()
             and not thread.name.startswith("lawa-r")
-            and (frame := sys._current_frames().get(thread.ident or 0)) is not None
+            and (frame := frames.get(thread.ident or 0)) is not None
+            # A thread that waits is idle, and so is one that wakes only to wait again (of tqdm).
+            and (thread is main or frame.f_code.co_filename != threading.__file__)
         }
         if places != self._places:
             self._places, self._since = places, now

@@ -1,5 +1,6 @@
 """When a process counts as standing still, by a clock of the test's own."""
 
+import queue
 import threading
 
 import jax
@@ -11,17 +12,17 @@ from lawa_jax.distributed.standstill import Standstill, _main_thread
 @pytest.fixture
 def reader():
     """A thread that stays in one call until it is let go."""
-    here, go = threading.Event(), threading.Event()
+    here, go = threading.Event(), queue.SimpleQueue()
 
     def read():
         here.set()
-        go.wait(60)
+        go.get(timeout=60)
 
     thread = threading.Thread(target=read)
     thread.start()
     assert here.wait(30)
     yield go, thread
-    go.set()
+    go.put(None)
     thread.join(30)
 
 
@@ -56,7 +57,7 @@ def test_a_thread_that_moves_is_progress(reader):
     standstill, found = Standstill(60.0), []
     for now in (0.0, 59.0, 61.0, 122.0):
         if now == 59.0:
-            go.set()
+            go.put(None)
             thread.join(30)
         found.append(look(standstill, now))
     assert found[:3] == [None, None, None]
