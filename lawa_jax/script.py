@@ -76,8 +76,9 @@ def run(main: Callable[[], int | None]) -> NoReturn:
     except Terminated:
         code = fail("terminated", EXIT_TERMINATED)
     except Exception as error:
-        if _distributed() is None:
+        if (distributed := _distributed()) is None:
             raise
+        distributed.await_verdict(error)
         # The interpreter would wait for the other processes, which wait for this one.
         traceback.print_exc()
         code = fail(f"{type(error).__name__}: {error}", EXIT_RUN_FAILED)

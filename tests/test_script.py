@@ -67,6 +67,32 @@ def test_a_defect_keeps_its_traceback():
         script.run(lambda: 1 // 0)
 
 
+class Joined:
+    """The module that speaks with other processes, in a program that has joined some."""
+
+    def __init__(self):
+        self.done = []
+
+    def joined(self):
+        return True
+
+    def await_verdict(self, error):
+        self.done.append(f"await {error}")
+
+    def leave(self, code, message):
+        self.done.append(f"leave {code} {message}")
+
+
+def test_a_defect_among_several_processes_waits_for_the_death_that_may_explain_it(
+    monkeypatch, capsys
+):
+    joined = Joined()
+    monkeypatch.setattr(script, "_distributed", lambda: joined)
+    assert exit_code(raising(ValueError("Gloo: closed"))) == 1
+    assert joined.done == ["await Gloo: closed", "leave 1 ValueError: Gloo: closed"]
+    assert capsys.readouterr().err.startswith("Traceback")
+
+
 def test_user_mistakes_are_ordinary_exceptions_too():
     assert issubclass(errors.SelectionError, ValueError)
     assert issubclass(errors.CheckpointNotFoundError, FileNotFoundError)

@@ -19,7 +19,7 @@ from lawa_jax import script
 with script.importing():
     from etils import epath
 
-    from lawa_jax.planning.scripts import print_image_plan
+    from lawa_jax.planning.scripts import in_child, print_image_plan
     from lawa_jax.training import sessions
     from lawa_jax.training.command_line import parse
     from lawa_jax.training.config import ImageConfig
@@ -36,9 +36,9 @@ def main() -> None:
         config = dataclasses.replace(config, dataset="dummy")
     prepare(deterministic=actions.deterministic, compile_cache=actions.compile_cache)
     if actions.plan is not None:
-        print_image_plan(config, actions.plan)
+        in_child(print_image_plan, config, actions.plan)
         return
-    group = actions.join()
+    group = actions.join(config)
     task = image_task_of(config, load_images(config), Placement())
     if actions.evaluate is not None:
         run = epath.Path(actions.evaluate)

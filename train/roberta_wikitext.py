@@ -20,7 +20,7 @@ from lawa_jax import script
 with script.importing():
     from etils import epath
 
-    from lawa_jax.planning.scripts import print_text_plan
+    from lawa_jax.planning.scripts import in_child, print_text_plan
     from lawa_jax.training import sessions
     from lawa_jax.training.command_line import parse
     from lawa_jax.training.mesh import Placement
@@ -38,9 +38,9 @@ def main() -> None:
         config = dataclasses.replace(config, dataset="dummy")
     prepare(deterministic=actions.deterministic, compile_cache=actions.compile_cache)
     if actions.plan is not None:
-        print_text_plan(config, actions.plan)
+        in_child(print_text_plan, config, actions.plan)
         return
-    group = actions.join()
+    group = actions.join(config)
     data = load_text(config, ("train", "val") if actions.evaluate is None else actions.splits)
     config = dataclasses.replace(config, vocab_size=config.vocab_size or len(data.dictionary))
     task = text_task_of(config, data, Placement(fsdp=config.fsdp))

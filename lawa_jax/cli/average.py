@@ -99,7 +99,12 @@ class OneAverage(Averaging):
         given = (self.coordinator, self.process_count, self.process_index)
         if not self.processes and given == (None, None, None):
             return ALONE
-        return initialize(*given)
+        # Each says for itself which one it is and what it prints.
+        own = {"coordinator", "process_count", "process_index", "processes", "json"}
+        return initialize(
+            *given,
+            arguments={k: v for k, v in dataclasses.asdict(self).items() if k not in own},
+        )
 
     def say(self, recipe: "Recipe", expected: "Estimate", *, dry: bool) -> None:
         """What will be done, as JSON or for people."""

@@ -6,6 +6,22 @@ while the main thread trains. Arrays travel in the compiled steps alone.
 """
 
 from lawa_jax.distributed.group import ALONE, Alone, Group, together
-from lawa_jax.distributed.launch import current_group, initialize, joined, leave
+from lawa_jax.distributed.launch import (
+    await_verdict,
+    current_group,
+    initialize,
+    joined,
+    leave,
+)
 
-__all__ = ["ALONE", "Alone", "Group", "current_group", "initialize", "joined", "leave", "together"]
+__all__ = [
+    "ALONE",
+    "Alone",
+    "Group",
+    "await_verdict",
+    "current_group",
+    "initialize",
+    "joined",
+    "leave",
+    "together",
+]

@@ -2,11 +2,11 @@
 
 import json
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from lawa_jax import errors
-from lawa_jax.errors import LawaError, PeerError
+from lawa_jax.errors import ConfigError, LawaError, PeerError
 
 TIMEOUT_SECONDS = 600.0
 """How long to wait for the others where one of them may be writing a large checkpoint."""
@@ -58,7 +58,12 @@ class Processes:
     """
 
     def __init__(
-        self, client: Any, index: int, count: int, *, timeout: float = TIMEOUT_SECONDS
+        self,
+        client: Any,
+        index: int,
+        count: int,
+        *,
+        timeout: float = TIMEOUT_SECONDS,
     ) -> None:
         self.index, self.count = index, count
         self._client, self._timeout = client, timeout
@@ -74,12 +79,11 @@ class Processes:
         try:
             self._client.wait_at_barrier(folder, round(self._timeout * 1000))
         except RuntimeError as error:
-            here = self._arrived(folder)
-            late = [str(i) for i in range(self.count) if i not in here]
+            late = [str(i) for i in self._missing(folder)]
             raise PeerError(
                 f"{topic}: process {self.index} waited {self._timeout:g} s for "
                 + (f"process {', '.join(late)}" if late else "the others")
-                + f" of {self.count}; look at the logs of those, then go on with --resume"
+                + f" of {self.count}; look at the logs of those, then start all of them again"
                 + ("" if late else f" ({error})")
             ) from error
         found = self._read(folder)
@@ -92,11 +96,37 @@ class Processes:
         pairs = self._client.key_value_dir_get(f"{folder}/")
         return {int(key.rpartition("/")[2]): json.loads(text) for key, text in pairs}
 
-    def _arrived(self, folder: str) -> set[int]:
+    def _missing(self, folder: str) -> list[int]:
         try:
-            return set(self._read(folder))
+            here = set(self._read(folder))
         except RuntimeError:
-            return set(range(self.count))
+            return []
+        return [i for i in range(self.count) if i not in here]
+
+
+def agree(group: Group, arguments: Mapping[str, Any]) -> None:
+    """Check that all processes were asked to do the same.
+
+    Args:
+      group: the processes.
+      arguments: JSON values by name.
+
+    Raises:
+      ConfigError: they differ; names the arguments, the processes and the values, in every process.
+    """
+    everybody = group.exchange("arguments", dict(arguments))
+    first = everybody[0]
+    found = [
+        f"{name}: {first.get(name)!r} in process 0, {other.get(name)!r} in process {index}"
+        for index, other in enumerate(everybody)
+        for name in dict.fromkeys([*first, *other])
+        if first.get(name) != other.get(name)
+    ]
+    if found:
+        raise ConfigError(
+            "the processes were started with different arguments; give all of them the same "
+            f"({'; '.join(found[:5])}{f'; and {len(found) - 5} more' if len(found) > 5 else ''})"
+        )
 
 
 def together(group: Group, topic: str, work: Callable[[], Any]) -> list[Any]:

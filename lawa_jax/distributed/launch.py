@@ -4,15 +4,19 @@ import functools
 import glob
 import importlib.util
 import os
+import socket
 import sys
+import time
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
-from lawa_jax.distributed.group import ALONE, Group, Processes
-from lawa_jax.distributed.watch import Watch
+from lawa_jax.distributed import address
+from lawa_jax.distributed.group import ALONE, Group, Processes, agree
+from lawa_jax.distributed.relay import Relay
+from lawa_jax.distributed.roll_call import RollCall, end_process
 from lawa_jax.errors import ConfigError
 
-_watch: Watch | None = None
+_joined: "tuple[RollCall, Relay | None] | None" = None
 
 
 def initialize(
@@ -21,6 +25,8 @@ def initialize(
     process_index: int | None = None,
     *,
     peer_timeout: float = 60.0,
+    arguments: Mapping[str, Any] | None = None,
+    advice: str = "",
 ) -> Group:
     """Join the other processes of this program, if there are any. Call before using any device.
 
@@ -32,13 +38,17 @@ def initialize(
       coordinator: ``host:port`` of process 0, elsewhere.
       process_count: number of processes, elsewhere.
       process_index: of this process, from 0, elsewhere.
-      peer_timeout: seconds without a sign of life after which a process counts as dead and the
-        others stop.
+      peer_timeout: seconds without a heartbeat after which a process counts as dead and the others
+        stop.
+      arguments: what this process was asked to do, as JSON values by name; has to be the same in
+        all processes.
+      advice: what to do after a process has died, put behind "Start all of them again".
 
     Raises:
-      ConfigError: some of the three arguments without the others, or that make no sense.
+      ConfigError: some of the three arguments without the others, or that make no sense; or
+        `arguments` differ between the processes.
     """
-    global _watch
+    global _joined
     given = (coordinator, process_count, process_index)
     if any(v is not None for v in given):
         _check(coordinator, process_count, process_index)
@@ -46,28 +56,61 @@ def initialize(
             return ALONE
     elif not launched(os.environ):
         return ALONE
+    if peer_timeout < 1:
+        raise ConfigError(f"--peer_timeout: expected 1 second or more, found {peer_timeout:g}")
     import jax
 
+    where = address.resolve(*given)
+    if where.count == 1:
+        return ALONE
+    relay = None
+    if where.index:
+        relay = Relay(where.host, where.port, _lost, timeout=peer_timeout)
+    _join(jax, where, relay, peer_timeout)
+    calls = RollCall(
+        _client(),
+        where.index,
+        where.count,
+        timeout=peer_timeout,
+        end=lambda reason: end_process(reason, advice),
+    )
+    _joined = calls, relay
+    group = current_group()
+    place = f"{socket.gethostname()}, pid {os.getpid()}"
+    calls.places[:] = group.exchange("places", place)
+    agree(group, arguments or {})
+    return group
+
+
+def _lost() -> None:
+    # While the processes are still joining, JAX itself tells of it.
+    if _joined is not None:
+        _joined[0].lost()
+
+
+def _join(jax: Any, where: "address.Address", relay: Relay | None, peer_timeout: float) -> None:
+    # A recoverable service tells of dead processes instead of ending all with a stack trace.
+    # JAX warns that this is experimental, which is nobody's concern but ours.
+    level = jax.config.jax_logging_level
+    jax.config.update("jax_enable_recoverability", True)
+    jax.config.update("jax_logging_level", "ERROR")
     try:
         jax.distributed.initialize(
-            coordinator,
-            process_count,
-            process_index,
-            # Ours speaks first and says what to do; JAX's aborts with a stack trace.
-            heartbeat_timeout_seconds=round(10 * peer_timeout),
+            where.text if relay is None else relay.address,
+            where.count,
+            where.index,
+            where.devices,
+            heartbeat_timeout_seconds=round(peer_timeout),
             shutdown_timeout_seconds=round(peer_timeout),
+            initialization_timeout=address.INITIALIZATION_TIMEOUT,
+            coordinator_bind_address=address.bind(where.host, where.port),
         )
     except RuntimeError as error:
         raise ConfigError(
-            f"process {process_index if process_index is not None else '?'} could not join "
-            f"the others at {coordinator or 'the coordinator its launcher names'}: {error}"
+            f"process {where.index} could not join the others at {where.text}: {error}"
         ) from error
-    group = current_group()
-    if group.count > 1:
-        _watch = Watch(
-            _client(), group.index, group.count, timeout=peer_timeout, host=_coordinator_host()
-        )
-    return group
+    finally:
+        jax.config.update("jax_logging_level", level)
 
 
 def launched(environment: Mapping[str, str]) -> bool:
@@ -109,13 +152,6 @@ def _client() -> Any:
     return distributed.global_state.client
 
 
-def _coordinator_host() -> str | None:
-    from jax._src import distributed
-
-    address: str | None = getattr(distributed.global_state, "coordinator_address", None)
-    return None if address is None else address.rpartition(":")[0].strip("[]")
-
-
 @functools.cache
 def _processes(index: int, count: int) -> Processes:
     return Processes(_client(), index, count)
@@ -134,7 +170,7 @@ def current_group() -> Group:
 
 def joined() -> bool:
     """Whether this process has joined others that `leave` would tell of its end."""
-    return _watch is not None
+    return _joined is not None
 
 
 def leave(code: int, message: str = "") -> None:
@@ -143,15 +179,34 @@ def leave(code: int, message: str = "") -> None:
     With code 0 this waits for all to end. With another, the others are told why, and the process
     ends here: waiting for those that wait for us would take minutes.
     """
-    if _watch is None:
+    if _joined is None:
         return
+    calls, relay = _joined
     if code:
-        _watch.tell(message or f"ended with code {code}")
+        calls.tell(message or f"ended with code {code}")
         _exit(code)
     import jax
 
-    _watch.stop()
+    current_group().exchange("leave")
+    calls.part()
     jax.distributed.shutdown()
+    if relay is not None:
+        relay.close()
+
+
+def await_verdict(error: Exception) -> None:
+    """After a failed collective: give the heartbeats time to show which process has died.
+
+    The library under a collective only says that a connection was closed. Returns at once for
+    other errors, and otherwise when nobody has died: then the error is this process's own.
+    """
+    if _joined is not None and _of_a_collective(error):
+        time.sleep(_joined[0].patience)
+
+
+def _of_a_collective(error: Exception) -> bool:
+    text = str(error)
+    return any(name in text for name in ("Gloo", "NCCL", "UNAVAILABLE", "DEADLINE_EXCEEDED"))
 
 
 def _exit(code: int) -> NoReturn:

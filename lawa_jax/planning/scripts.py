@@ -1,7 +1,10 @@
 """What `--plan` of the training scripts prints: every step of a configuration on a TPU slice."""
 
 import dataclasses
-from collections.abc import Iterator
+import multiprocessing
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 import numpy as np
@@ -9,8 +12,9 @@ import numpy as np
 from lawa_jax.data import datasets, imagenet
 from lawa_jax.data.masking import max_targets
 from lawa_jax.data.text import dummy_text
+from lawa_jax.errors import ConfigError
 from lawa_jax.planning import requirements, topology
-from lawa_jax.training.config import ImageConfig
+from lawa_jax.training.config import Config, ImageConfig
 from lawa_jax.training.task import Task
 from lawa_jax.training.text_config import TextConfig
 from lawa_jax.training.text_task import evaluated_rows
@@ -18,6 +22,28 @@ from lawa_jax.training.wiring import image_task_of, load_images, text_task_of
 
 # Of RoBERTa's published dictionary.
 FAIRSEQ_SYMBOLS = 50_265
+
+
+def in_child(plan: Callable[[Config, str], None], config: Config, name: str) -> None:
+    """Call `plan` in a process of its own: the compiler ends its process where it has a defect.
+
+    Args:
+      plan: `print_image_plan` or `print_text_plan`.
+      config: of the run.
+      name: of the slice.
+
+    Raises:
+      ConfigError: the compiler has ended the process; or see `plan`.
+    """
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        try:
+            pool.submit(plan, config, name).result()
+        except BrokenProcessPool as error:
+            raise ConfigError(
+                f"--plan {name}: the TPU compiler ended without a message that this program could "
+                "catch; what it printed is above. Try another slice or a newer libtpu"
+            ) from error
 
 
 def print_image_plan(config: ImageConfig, name: str) -> None:

@@ -5,6 +5,7 @@ operations, memory, and what a chip sends over the inter-chip links in one direc
 """
 
 import importlib.util
+import math
 import os
 import re
 from typing import Any, NamedTuple
@@ -20,21 +21,23 @@ class Chip(NamedTuple):
       memory: bytes of HBM.
       bandwidth: bytes per second to and from it.
       links: bytes per second sent to other chips of the slice.
-      devices: JAX devices on a chip.
+      sides: dimensions of its slices.
+      most: chips of the largest slice.
     """
 
     flops: float
     memory: int
     bandwidth: float
     links: float
-    devices: int = 1
+    sides: int
+    most: int
 
 
 CHIPS = {
-    "v4": Chip(275e12, 32 << 30, 1228e9, 300e9),
-    "v5e": Chip(197e12, 16 << 30, 819e9, 200e9),
-    "v5p": Chip(459e12, 95 << 30, 2765e9, 600e9),
-    "v6e": Chip(918e12, 32 << 30, 1640e9, 400e9),
+    "v4": Chip(275e12, 32 << 30, 1228e9, 300e9, 3, 4096),
+    "v5e": Chip(197e12, 16 << 30, 819e9, 200e9, 2, 256),
+    "v5p": Chip(459e12, 95 << 30, 2765e9, 600e9, 3, 8960),
+    "v6e": Chip(918e12, 32 << 30, 1640e9, 400e9, 2, 256),
 }
 
 
@@ -50,7 +53,8 @@ def parse_slice(name: str) -> tuple[str, Chip]:
     """``"v5e:16x16"`` as the generation and its chip.
 
     Raises:
-      ConfigError: another form, or an unknown generation.
+      ConfigError: another form, an unknown generation, or a shape that it does not have: the
+        compiler would end the process.
     """
     match = re.fullmatch(r"(v\d\w*):(\d+)x(\d+)(x(\d+))?", name)
     if match is None or match.group(1) not in CHIPS:
@@ -58,7 +62,14 @@ def parse_slice(name: str) -> tuple[str, Chip]:
             f"--plan: expected GENERATION:SHAPE such as v5e:16x16 (of {', '.join(CHIPS)}), found "
             f"{name!r}"
         )
-    return match.group(1), CHIPS[match.group(1)]
+    generation, chip = match.group(1), CHIPS[match.group(1)]
+    sides = [int(side) for side in name.partition(":")[2].split("x")]
+    if len(sides) > chip.sides or not 0 < math.prod(sides) <= chip.most:
+        raise ConfigError(
+            f"--plan {name}: a {generation} slice has at most {chip.sides} sides of 1 or more "
+            f"chips, and at most {chip.most} chips together; choose such a shape"
+        )
+    return generation, chip
 
 
 def describe(name: str) -> Slice:

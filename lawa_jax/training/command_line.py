@@ -12,7 +12,7 @@ from etils import epath
 from lawa_jax.distributed import Group, initialize
 from lawa_jax.errors import ConfigError
 from lawa_jax.training import run_directory
-from lawa_jax.training.config import Config, RunConfig, from_file, from_json
+from lawa_jax.training.config import Config, RunConfig, from_file, from_json, to_json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,13 +52,21 @@ class Actions:
     peer_timeout: float = 60.0
     """Seconds without a sign of life after which a process counts as dead and the others stop."""
 
-    def join(self) -> Group:
-        """Join the other processes, if there are any; before any device is used."""
+    def join(self, config: RunConfig | None = None) -> Group:
+        """Join the other processes, if there are any; before any device is used.
+
+        Raises:
+          ConfigError: the others run with another configuration or other actions.
+        """
+        own = {"coordinator", "process_count", "process_index", "compile_cache", "config"}
+        actions = {k: v for k, v in dataclasses.asdict(self).items() if k not in own}
         return initialize(
             self.coordinator,
             self.process_count,
             self.process_index,
             peer_timeout=self.peer_timeout,
+            arguments=actions | (to_json(config) if config is not None else {}),
+            advice=" with --resume, on as many hosts as there are",
         )
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from lawa_jax.distributed import ALONE, together
-from lawa_jax.distributed.group import Processes
+from lawa_jax.distributed.group import Processes, agree
 from lawa_jax.errors import CheckpointWriteError, ConfigError, PeerError
 
 
@@ -48,6 +48,20 @@ def test_late_processes_are_named():
     service.values["lawa/save/1/2"] = "null"
     with pytest.raises(PeerError, match=r"save: process 0 waited 5 s for process 1, 3 of 4"):
         Processes(service, 0, 4, timeout=5).exchange("save")
+
+
+def test_the_arguments_that_differ_are_named(as_processes):
+    def work(group):
+        k = 3 if group.index == 2 else 5
+        return agree(group, {"k": k, "out": "o", **({"end": 4} if group.index == 1 else {})})
+
+    found = as_processes(3, work)
+    for error in found:
+        assert isinstance(error, ConfigError)
+        assert "end: None in process 0, 4 in process 1" in str(error)
+        assert "k: 5 in process 0, 3 in process 2" in str(error)
+        assert "out" not in str(error)
+    assert as_processes(2, lambda group: agree(group, {"k": 5})) == [None, None]
 
 
 @pytest.mark.parametrize("kind", [ConfigError, CheckpointWriteError])

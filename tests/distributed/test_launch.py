@@ -2,7 +2,7 @@
 
 import pytest
 
-from lawa_jax.distributed import ALONE, initialize
+from lawa_jax.distributed import ALONE, await_verdict, initialize, launch
 from lawa_jax.distributed.launch import launched
 from lawa_jax.errors import ConfigError
 
@@ -49,3 +49,27 @@ def test_one_process_needs_no_coordinator():
 def test_half_an_answer_is_refused(arguments, message):
     with pytest.raises(ConfigError, match=message):
         initialize(*arguments)
+
+
+def test_a_timeout_without_a_heartbeat_is_refused():
+    with pytest.raises(ConfigError, match=r"--peer_timeout: expected 1 second or more, found 0\.2"):
+        initialize("127.0.0.1:1", 2, 0, peer_timeout=0.2)
+
+
+@pytest.mark.parametrize(
+    ("error", "seconds"),
+    [
+        (ValueError("UNKNOWN: Gloo AllGather failed: Connection closed by peer"), [15.0]),
+        (RuntimeError("NCCL operation failed: remote process exited"), [15.0]),
+        (ZeroDivisionError("division by zero"), []),
+    ],
+)
+def test_only_a_failed_collective_waits_for_the_heartbeats(monkeypatch, error, seconds):
+    class Calls:
+        patience = 15.0
+
+    slept = []
+    monkeypatch.setattr(launch, "_joined", (Calls, None))
+    monkeypatch.setattr(launch.time, "sleep", slept.append)
+    await_verdict(error)
+    assert slept == seconds

@@ -22,7 +22,7 @@ def free_port():
 class Processes:
     """Several copies of one command; none outlives the test."""
 
-    def __init__(self, command, count, folder, devices):
+    def __init__(self, command, count, folder, devices, own):
         environment = {
             **os.environ,
             "JAX_NUM_CPU_DEVICES": str(devices),
@@ -35,10 +35,11 @@ class Processes:
         self.all = []
         for index, log in enumerate(self.logs):
             flags = ["--coordinator", address, "--process_count", count, "--process_index", index]
+            mine = [*command, *(own[index] if own else [])]
             with log.open("w") as file:
                 self.all.append(
                     subprocess.Popen(
-                        [sys.executable, *map(str, [*command, *(flags if count > 1 else [])])],
+                        [sys.executable, *map(str, [*mine, *(flags if count > 1 else [])])],
                         cwd=folder, env=environment, stdout=file, stderr=file,
                     )
                 )  # fmt: skip
@@ -65,13 +66,16 @@ class Processes:
 
 @pytest.fixture
 def start(tmp_path):
-    """``start(command, count)``: processes that are killed after the test."""
+    """``start(command, count)``: processes that are killed after the test.
+
+    ``own`` gives each of them arguments of its own.
+    """
     started = []
 
-    def run(command, count, *, devices=2):
+    def run(command, count, *, devices=2, own=None):
         folder = tmp_path / f"logs{len(started)}"
         folder.mkdir()
-        started.append(Processes(command, count, folder, devices))
+        started.append(Processes(command, count, folder, devices, own))
         return started[-1]
 
     yield run

@@ -1,6 +1,7 @@
 """One run by several processes: the same figures, and it survives the death of any of them."""
 
 import json
+import re
 import signal
 from pathlib import Path
 
@@ -30,6 +31,16 @@ def figures(run):
         for event in ("epoch", "lawa")
         for row in rows(run, event)
     ]
+
+
+def only_line(log, message, *, advice=True):
+    """The one line of an error, and no stack trace of Python's or C++'s."""
+    text = log.read_text()
+    (line,) = [line for line in text.splitlines() if "error" in line.lower()]
+    assert re.match(f"error: {message}", line), text
+    assert ("--resume" in line) == advice
+    for trace in ("Traceback", "stack trace", "terminate called", "    @ "):
+        assert trace not in text
 
 
 def finish(processes):
@@ -76,13 +87,11 @@ def test_a_killed_process_stops_the_others_and_the_run_goes_on_with_another_numb
     four = start(command, 4, devices=1)
     four.wait_for(run / "epochs" / "2")
     four.kill(2)
-    codes = four.wait(120)
-    assert codes[2] == -signal.SIGKILL
-    assert all(code != 0 for code in codes)
-    message = four.logs[0].read_text()
-    assert "error: process 2 (" in message
-    assert "has given no sign of life for 10 s; stopping" in message
-    assert "--resume" in message
+    assert four.wait(120) == [1, 1, -signal.SIGKILL, 1], four.text()
+    for index in (0, 1, 3):
+        only_line(
+            four.logs[index], r"process 2 \(.*\) has given no sign of life for 10 s; stopping"
+        )
     last = list_steps(run)[-1]
     assert last >= 2
     # SIGTERM to one of them ends both after the same update, saved.
@@ -106,9 +115,16 @@ def test_the_death_of_process_0_is_told_by_the_others(start, tmp_path):
     both.wait_for(run / "epochs" / "1")
     both.kill(0)
     assert both.wait(120) == [-signal.SIGKILL, 1], both.text()
-    message = both.logs[1].read_text()
-    assert "error: process 0, which coordinates the others, is gone; stopping" in message
-    assert "--resume" in message
+    only_line(both.logs[1], r"process 0 \(.*\), which coordinates the others, is gone; stopping")
+
+
+def test_configurations_that_differ_are_an_error_that_names_the_field(start, tmp_path):
+    both = start([*DIGITS, "--run_dir", tmp_path / "run"], 2, own=(["--seed", 1], ["--seed", 2]))
+    assert both.wait(120) == [2, 2], both.text()
+    for log in both.logs:
+        only_line(log, r"the processes were started with different arguments", advice=False)
+        assert "seed: 1 in process 0, 2 in process 1" in log.read_text()
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_mistake_of_one_is_the_message_of_all(start, tmp_path):

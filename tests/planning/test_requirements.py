@@ -10,6 +10,7 @@ from pathlib import Path
 import jax
 import pytest
 
+from lawa_jax.errors import ConfigError
 from lawa_jax.planning import requirements, scripts, topology
 from lawa_jax.planning.collectives import Collective
 from lawa_jax.planning.requirements import StepPlan, describe_step, largest_batch
@@ -104,6 +105,24 @@ def test_the_largest_batch_by_hand():
     assert largest_batch(whole, half, slice_, 64, 100) == 200
     # What does not grow says nothing.
     assert largest_batch(whole, whole, slice_, 64, 4) == 64
+
+
+def _abort(config, name):
+    os.abort()
+
+
+def _refuse(config, name):
+    raise ConfigError(f"no {name} for {config}")
+
+
+def test_a_compiler_that_ends_its_process_is_an_error_of_ours():
+    with pytest.raises(ConfigError, match=r"--plan v5e:2x2: the TPU compiler ended without"):
+        scripts.in_child(_abort, "config", "v5e:2x2")
+
+
+def test_an_error_in_the_child_is_the_error_here():
+    with pytest.raises(ConfigError, match=r"^no v5e:2x2 for config$"):
+        scripts.in_child(_refuse, "config", "v5e:2x2")
 
 
 @pytest.fixture

@@ -19,6 +19,15 @@ def test_other_names_are_refused(name):
         parse_slice(name)
 
 
+@pytest.mark.parametrize(
+    "name", ["v5e:0x4", "v5e:4x0", "v5p:2x2x0", "v5e:4x4x4", "v6e:2x2x2", "v5e:32x32", "v4:9999x1"]
+)
+def test_shapes_that_would_end_the_process_are_refused(name):
+    """libtpu divides by zero or fails a check, which no exception reaches."""
+    with pytest.raises(ConfigError, match=rf"--plan {name}: a v\w+ slice has at most [23] sides"):
+        parse_slice(name)
+
+
 def test_the_extra_is_named(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(MissingDependencyError, match=r"pip install 'lawa-jax\[tpu-plan\]'"):
