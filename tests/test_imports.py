@@ -14,6 +14,7 @@ LEVELS = {
     "errors": 0,
     "tree": 1,
     "script": 1,
+    "display": 1,
     "averaging": 2,
     "distributed": 2,
     "models": 3,

@@ -2,7 +2,8 @@
 
 import dataclasses
 
-from lawa_jax.cli.options import Leaves, Path, human, print_json, rows
+from lawa_jax.cli.options import Leaves, Path, print_json
+from lawa_jax.display import human, table
 from lawa_jax.trajectory import open_checkpoint, parse_address
 
 
@@ -46,7 +47,7 @@ class Inspect(Leaves):
             )
             return
         print(
-            rows(
+            table(
                 ["leaf", "dtype", "shape", "chunk", "bytes", "storage"],
                 [
                     [

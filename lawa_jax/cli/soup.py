@@ -12,8 +12,9 @@ import tyro
 
 from lawa_jax.averaging.statistics import StatisticsPolicy
 from lawa_jax.cli.average import warn_of_statistics
-from lawa_jax.cli.options import Path, human, numbers, print_json, rows
+from lawa_jax.cli.options import Path, numbers, print_json
 from lawa_jax.cli.scoring_options import Evaluating
+from lawa_jax.display import human, table
 from lawa_jax.errors import ConfigError, OutputExistsError
 from lawa_jax.trajectory import list_steps
 from lawa_jax.trajectory.discovery import as_path
@@ -274,7 +275,7 @@ class Soup(Evaluating):
         if scoring.policy == "recalibrate":
             print("the figures here are with recomputed statistics", file=sys.stderr)
         print(
-            rows(
+            table(
                 ["checkpoints", scoring.metric or "score", ""],
                 [
                     [

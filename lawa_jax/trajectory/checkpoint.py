@@ -50,7 +50,14 @@ class Checkpoint:
       checksums: digests of its leaves by name (`digest.py`), {} for foreign checkpoints.
     """
 
-    def __init__(self, located: Located, include: Iterable[str], exclude: Iterable[str]) -> None:
+    def __init__(
+        self,
+        located: Located,
+        include: Iterable[str],
+        exclude: Iterable[str],
+        *,
+        in_place: bool = True,
+    ) -> None:
         self.label = located.label
         self.path = located.item
         self.step = located.step
@@ -95,7 +102,7 @@ class Checkpoint:
         # Paths once, and as text: a read of 2 MiB takes a fifth of a millisecond.
         root = os.fspath(located.item)
         self._folder_path = {name: f"{root}/{folder}" for name, folder in self._folder.items()}
-        self._raw = frozenset(name for name in entries if self._reads_in_place(name))
+        self._raw = frozenset(name for name in entries if in_place and self._reads_in_place(name))
         self.keys = {name: e.keys for name, e in entries.items()}
         self.key_types = {name: e.key_types for name, e in entries.items()}
         self.kinds = {name: e.kind for name, e in entries.items()}
@@ -282,6 +289,7 @@ def open_checkpoint(
     item: str | None = None,
     include: Iterable[str] = (),
     exclude: Iterable[str] = (),
+    in_place: bool = True,
 ) -> Checkpoint:
     """Open a stored pytree from its metadata; nothing else is read.
 
@@ -293,10 +301,11 @@ def open_checkpoint(
       include: patterns of leaf names (``params/*``); by default parameters and batch statistics
         where names tell, never optimizer state (`Checkpoint.selection` says what was chosen).
       exclude: patterns of leaf names to leave out.
+      in_place: read uncompressed chunks without TensorStore, which gives the same bits faster.
 
     Raises:
       CheckpointNotFoundError: no checkpoint there, or no such step.
       SelectionError: no such item, or a pattern matches nothing.
       CorruptCheckpointError: its metadata are missing or damaged.
     """
-    return Checkpoint(locate(path, step, item), include, exclude)
+    return Checkpoint(locate(path, step, item), include, exclude, in_place=in_place)
