@@ -15,6 +15,7 @@ LEVELS = {
     "tree": 1,
     "script": 1,
     "untrusted": 1,
+    "display": 1,
     "averaging": 2,
     "distributed": 2,
     "models": 3,
@@ -79,3 +80,22 @@ def test_libraries_stay_in_their_rooms(path):
 @pytest.mark.parametrize("path", MODULES, ids=name)
 def test_files_stay_short(path):
     assert len(path.read_text().splitlines()) <= 400
+
+
+def classes_of(path):
+    """Names of the classes and type aliases that a file defines at its top level."""
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.ClassDef):
+            yield node.name
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            names = [target.id for target in targets if isinstance(target, ast.Name)]
+            # CamelCase: an alias or a type variable; CAPITALS are constants.
+            yield from (n for n in names if n[0].isupper() and not n.isupper())
+
+
+def test_one_name_for_one_thing():
+    files = [path.name for path in MODULES if path.name != "__init__.py"]
+    classes = [found for path in MODULES for found in classes_of(path)]
+    for names in (files, classes):
+        assert sorted({n for n in names if names.count(n) > 1}) == []

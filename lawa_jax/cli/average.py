@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from lawa_jax.cli.options import Averaging, human, print_json, progress, rows
+from lawa_jax.cli.options import Averaging, print_json, progress
+from lawa_jax.display import human, table
 from lawa_jax.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -124,7 +125,7 @@ class OneAverage(Averaging):
             return
         if dry:
             body = [[s["checkpoint"], f"{s['coefficient']:.6f}"] for s in sources_of(recipe)]
-            print(rows(["checkpoint", "coefficient"], body))
+            print(table(["checkpoint", "coefficient"], body))
         print(
             f"{recipe.method} average of {len(recipe.sources)} checkpoints, "
             f"{expected.leaves} leaves; reads {human(expected.bytes_to_read)}, "

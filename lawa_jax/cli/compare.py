@@ -2,7 +2,8 @@
 
 import dataclasses
 
-from lawa_jax.cli.options import Leaves, Path, parse_bytes, print_json, progress, rows
+from lawa_jax.cli.options import Leaves, Path, parse_bytes, print_json, progress
+from lawa_jax.display import table
 from lawa_jax.errors import TreeMismatchError
 
 
@@ -32,7 +33,7 @@ class Diff(Leaves):
         else:
             if found:
                 print(
-                    rows(
+                    table(
                         ["leaf", "max |a-b|", "||a-b||/||a||", "elements", "note"],
                         [
                             [

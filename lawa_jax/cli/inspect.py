@@ -2,7 +2,8 @@
 
 import dataclasses
 
-from lawa_jax.cli.options import Leaves, Path, human, print_json, rows
+from lawa_jax.cli.options import Leaves, Path, print_json
+from lawa_jax.display import human, table
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,7 +45,7 @@ class Inspect(Leaves):
             )
             return
         print(
-            rows(
+            table(
                 ["leaf", "dtype", "shape", "chunk", "bytes", "storage"],
                 [
                     [

@@ -5,7 +5,8 @@ import time
 from collections import Counter
 from typing import Any
 
-from lawa_jax.cli.options import Leaves, Path, human, print_json, rows
+from lawa_jax.cli.options import Leaves, Path, print_json
+from lawa_jax.display import human, table
 from lawa_jax.errors import LawaError
 from lawa_jax.trajectory import Run, parse_address
 
@@ -86,7 +87,7 @@ def _table(found: list[dict[str, Any]]) -> str:
                 *(f"{row['metrics'][m]:.6g}" if m in row["metrics"] else "-" for m in metrics),
             ]
         )
-    lines = [rows(head, body)]
+    lines = [table(head, body)]
     lines += [f"step {_step(row)}: {row['error']}" for row in found if "error" in row]
     if good and good[-1]["left_out"]:
         lines.append(

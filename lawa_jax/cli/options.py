@@ -5,7 +5,7 @@ import functools
 import json
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -85,22 +85,12 @@ def parse_bytes(text: str) -> int:
     """
     match = re.fullmatch(r"\s*([0-9.eE+]+)\s*([kKmMgGtT]?i?)[bB]?\s*", text)
     try:
-        assert match is not None
-        size = float(match.group(1)) * _UNITS[match.group(2).lower()]
-    except (AssertionError, KeyError, ValueError):
-        raise ConfigError(f"expected an amount of memory such as 1GiB, found {text!r}") from None
+        size = float(match.group(1)) * _UNITS[match.group(2).lower()] if match else 0.0
+    except (KeyError, ValueError):
+        size = 0.0
     if not 1 <= size < 2**62:
         raise ConfigError(f"expected an amount of memory such as 1GiB, found {text!r}")
     return int(size)
-
-
-def human(size: float) -> str:
-    """Bytes for people: ``97.8 MB``."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if abs(size) < 1000:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1000
-    return f"{size:.1f} TB"
 
 
 def numbers(text: str, what: str) -> list[int]:
@@ -129,15 +119,3 @@ def progress(total: int, what: str, *, delay: float = 0.5) -> Iterator[Any]:
         mininterval=0.1 if terminal else 10.0, delay=delay,
     ) as bar:  # fmt: skip
         yield bar.update
-
-
-def rows(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
-    """A table with the first column left-aligned and the others right-aligned."""
-    widths = [max(len(row[i]) for row in (head, *body)) for i in range(len(head))]
-    return "\n".join(
-        "  ".join(
-            cell.rjust(width) if i else cell.ljust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in (head, *body)
-    )

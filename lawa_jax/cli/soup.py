@@ -12,8 +12,9 @@ import tyro
 
 from lawa_jax.averaging.statistics import StatisticsPolicy
 from lawa_jax.cli.average import warn_of_statistics
-from lawa_jax.cli.options import Path, human, numbers, print_json, rows
+from lawa_jax.cli.options import Path, numbers, print_json
 from lawa_jax.cli.scoring_options import Evaluating
+from lawa_jax.display import human, table
 from lawa_jax.errors import ConfigError
 from lawa_jax.trajectory.storage import as_path
 
@@ -281,7 +282,7 @@ class Soup(Evaluating):
         if scoring.policy == "recalibrate":
             print("the figures here are with recomputed statistics", file=sys.stderr)
         print(
-            rows(
+            table(
                 ["checkpoints", scoring.metric or "score", ""],
                 [
                     [

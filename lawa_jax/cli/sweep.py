@@ -13,8 +13,9 @@ import tyro
 
 from lawa_jax.averaging.statistics import StatisticsPolicy
 from lawa_jax.cli.average import sources_of, warn_of_statistics
-from lawa_jax.cli.options import Path, human, numbers, print_json, progress, rows
+from lawa_jax.cli.options import Path, numbers, print_json, progress
 from lawa_jax.cli.scoring_options import Evaluating, averaged_by, say_row
+from lawa_jax.display import human, table
 from lawa_jax.errors import ConfigError
 from lawa_jax.trajectory.storage import as_path, is_object_store
 
@@ -174,7 +175,6 @@ class Sweep(Evaluating):
     ) -> None:
         """Write the table, row by row, and the figure."""
         from lawa_jax.report.sweeps import sweep_plot
-        from lawa_jax.report.tables import table
         from lawa_jax.search import scoring
         from lawa_jax.search.results import FIGURE, IDENTITY, Results
 
@@ -247,7 +247,7 @@ class Sweep(Evaluating):
 
 def _print_recipes(recipes: "list[Recipe]") -> None:
     body = [[j.name, " ".join(s.rpartition("@")[2] for s in j.sources), j.method] for j in recipes]
-    print(rows(["average", "checkpoints", "method"], body))
+    print(table(["average", "checkpoints", "method"], body))
 
 
 def _local(path: "epath.Path") -> pathlib.Path:

@@ -9,7 +9,6 @@ import numpy as np
 from lawa_jax.data.loader import ArraySource
 
 NUM_CLASSES = 10
-IMAGE_SHAPE = (8, 8, 1)
 
 
 def load(validation: int = 360, *, label_noise: float = 0.0) -> tuple[ArraySource, ArraySource]:

@@ -1,5 +1,6 @@
 """Decode no more of a JPEG file than is needed."""
 
+import io
 import math
 import struct
 from typing import NamedTuple
@@ -18,9 +19,8 @@ _START_OF_SCAN = 0xDA
 # decoded at an eighth of the size.
 _CONTEXT = 16
 
-# Components, and what Pillow makes of them: mode of the image, and how the decoder's rows become it
-# (it takes four to be Adobe's inverted CMYK).
-_MODES = {1: ("L", "L"), 3: ("RGB", "RGB"), 4: ("CMYK", "CMYK;I")}
+# Grey, colours and CMYK.
+_COMPONENTS = (1, 3, 4)
 
 
 class Frame(NamedTuple):
@@ -31,14 +31,12 @@ class Frame(NamedTuple):
       height: in pixels.
       place: of the frame header in the file, in bytes.
       unit: rows that are coded together.
-      components: 1 (grey), 3 (colours) or 4 (CMYK).
     """
 
     width: int
     height: int
     place: int
     unit: int
-    components: int
 
 
 def find_frame(data: bytes) -> Frame | None:
@@ -70,14 +68,14 @@ def _find_frame(data: bytes) -> Frame | None:
             break
         place += 2 + int.from_bytes(data[place + 2 : place + 4])
     # Its first scan must hold all components: otherwise there are further scans.
-    if components not in _MODES or data[place + 4] != components or data[frame + 4] != 8:
+    if components not in _COMPONENTS or data[place + 4] != components or data[frame + 4] != 8:
         return None
     height, width = struct.unpack_from(">HH", data, frame + 5)
     sampling = max(data[frame + 11 + 3 * index] & 15 for index in range(components))
     # A height of 0 is told after the scan only.
     if not width or not height or width * height > (Image.MAX_IMAGE_PIXELS or math.inf):
         return None
-    return Frame(width, height, frame, 8 * max(1, sampling), components)
+    return Frame(width, height, frame, 8 * max(1, sampling))
 
 
 def keep_rows(data: bytes, frame: Frame, rows: int) -> bytes:
@@ -95,9 +93,6 @@ def keep_rows(data: bytes, frame: Frame, rows: int) -> bytes:
 def decode(data: bytes, frame: Frame, rows: int, factor: int = 1) -> Image.Image:
     """At least the first `rows` rows of a JPEG file, all if fewer, as Pillow would decode them.
 
-    The headers, which Pillow's `Image.open` reads in Python, have been read already: in threads
-    that share one interpreter that is what they wait for.
-
     Args:
       data: the file's bytes.
       frame: what `find_frame` found in them.
@@ -110,11 +105,11 @@ def decode(data: bytes, frame: Frame, rows: int, factor: int = 1) -> Image.Image
     Raises:
       CorruptDataError: the pixels are truncated or damaged.
     """
-    cut = keep_rows(data, frame, rows)
-    (height,) = struct.unpack_from(">H", cut, frame.place + 5)
-    size = (-(-frame.width // factor), -(-height // factor))
-    mode, packed = _MODES[frame.components]
     try:
-        return Image.frombytes(mode, size, cut, "jpeg", packed, "", factor, 0)
-    except ValueError as error:
+        image = Image.open(io.BytesIO(keep_rows(data, frame, rows)), formats=("jpeg",))
+        if factor > 1:
+            image.draft(None, (image.width // factor, image.height // factor))
+        image.load()
+    except (OSError, SyntaxError, ValueError) as error:
         raise CorruptDataError(f"the pixels cannot be decoded ({error})") from error
+    return image

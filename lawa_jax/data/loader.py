@@ -8,8 +8,7 @@ import multiprocessing.connection
 import os
 import signal
 import threading
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import chain, islice
 from typing import Any, Protocol, TypeVar
@@ -196,21 +195,6 @@ def _consume(batches: Any, inspect: Callable[[Batch], Batch] | None) -> Iterator
         batches.close()
 
 
-def placed_ahead(
-    batches: Iterable[Batch], place: Callable[[Batch], Placed], *, depth: int = 2
-) -> Iterator[Placed]:
-    """``place(batch)`` for every batch, begun while the `depth` batches before it are in use.
-
-    With ``place=jax.device_put`` copies to an accelerator overlap with computation.
-    """
-    waiting: deque[Placed] = deque()
-    for batch in batches:
-        waiting.append(place(batch))
-        if len(waiting) > depth:
-            yield waiting.popleft()
-    yield from waiting
-
-
 class ArraySource:
     """In-memory arrays of equal length as a source: ``{"image": [N, ...], "label": [N]}``."""
 
@@ -225,7 +209,3 @@ class ArraySource:
 
     def __getitem__(self, index: Any) -> dict[str, np.ndarray]:
         return {name: array[index] for name, array in self.arrays.items()}
-
-    def subset(self, indices: Sequence[int] | np.ndarray) -> "ArraySource":
-        """The examples at `indices`."""
-        return ArraySource(**{name: array[indices] for name, array in self.arrays.items()})

@@ -14,7 +14,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from jaxtyping import Int
 
-from lawa_jax.data.dictionary import PAD, SPECIAL, Dictionary
+from lawa_jax.data.dictionary import SPECIAL, Dictionary
 from lawa_jax.errors import CorruptCheckpointError
 
 MASK_RATE = 0.15
@@ -34,12 +34,6 @@ class Masked(NamedTuple):
     source: Int[np.ndarray, " tokens"]
     positions: Int[np.ndarray, " targets"]
     targets: Int[np.ndarray, " targets"]
-
-    def dense_targets(self) -> Int[np.ndarray, " tokens"]:
-        """fairseq's form: the original id at each target, ``<pad>`` elsewhere."""
-        dense = np.full_like(self.source, PAD)
-        dense[self.positions] = self.targets
-        return dense
 
 
 class Masker(Protocol):

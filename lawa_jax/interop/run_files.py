@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from lawa_jax.display import human
 from lawa_jax.errors import CheckpointWriteError, CorruptCheckpointError, OutputExistsError
 from lawa_jax.interop import names as names_record
 from lawa_jax.interop.names import Conversion
@@ -112,6 +113,6 @@ def check_space(run: Path, needed: int) -> None:
     if needed and needed + _SPARE_BYTES > free:
         raise CheckpointWriteError(
             errno.ENOSPC,
-            f"{run}: {needed / 1e9:.2f} GB needed, {free / 1e9:.2f} GB free on that disk; free "
+            f"{run}: {human(needed)} needed, {human(free)} free on that disk; free "
             "some, choose fewer with --epochs or --every, or another disk",
         )

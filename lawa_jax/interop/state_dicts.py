@@ -2,7 +2,7 @@
 
 Dots become levels: ``layers.0.weight`` is the leaf ``params/layers/0/weight``. Names that Orbax
 could not store are escaped (``/`` as ``%2F``, an empty part as ``%0``), and a name that is also the
-beginning of others gets the last key ``%=``; `name_of` undoes both.
+beginning of others gets the last key ``%=``.
 """
 
 from collections.abc import Iterable
@@ -24,14 +24,6 @@ def _escaped(part: str) -> str:
     return part or _EMPTY
 
 
-def _plain(key: str) -> str:
-    if key == _EMPTY:
-        return ""
-    for plain, escape in reversed(_ESCAPES):
-        key = key.replace(escape, plain)
-    return key
-
-
 def keys_of(names: Iterable[str]) -> dict[str, tuple[str, ...]]:
     """Key tuples of dotted names; all different, and none the beginning of another.
 
@@ -41,14 +33,6 @@ def keys_of(names: Iterable[str]) -> dict[str, tuple[str, ...]]:
     keys = {name: (ROOT, *map(_escaped, name.split("."))) for name in names}
     branches = {path[:depth] for path in keys.values() for depth in range(1, len(path))}
     return {n: (*path, _ITSELF) if path in branches else path for n, path in keys.items()}
-
-
-def name_of(keys: tuple[str, ...]) -> str:
-    """The dotted name of a key tuple; the inverse of `keys_of`."""
-    parts = keys[1:] if keys[:1] == (ROOT,) else keys
-    if parts[-1:] == (_ITSELF,):
-        parts = parts[:-1]
-    return ".".join(map(_plain, parts))
 
 
 def convert(state: StateDict) -> Conversion:

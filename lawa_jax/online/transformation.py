@@ -1,24 +1,16 @@
 """What all of these transformations share: when they look, and at what."""
 
 from collections.abc import Callable
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Int
+from jaxtyping import Array
 
 from lawa_jax.errors import SelectionError
 from lawa_jax.tree import PyTree
-
-
-class Counted(Protocol):
-    """State of any of them."""
-
-    updates: Int[Array, ""]  # seen so far, int32
-    stored: Int[Array, ""]  # of them taken into the average, int32
-
 
 AveragingState = TypeVar("AveragingState", bound=Any)
 

@@ -1,20 +1,9 @@
 """Tables for the terminal."""
 
-from collections.abc import Sequence
-
+from lawa_jax.display import table
 from lawa_jax.report.curves import Curves
 
 _MANY = 12
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Right-aligned columns under a rule."""
-    widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
-    lines = [
-        "  ".join(cell.rjust(w) for cell, w in zip(row, widths, strict=True))
-        for row in (head, *rows)
-    ]
-    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
 
 
 def run_table(curves: Curves) -> str:
@@ -43,7 +32,7 @@ def run_table(curves: Curves) -> str:
                 row.append(f"{lawa['top1']:.2%}" if lawa else "-")
             row.append(str(curves.saved[epoch]) if lawa else "-")
         rows.append(row)
-    return table(head, rows)
+    return table(head, rows, rule=True)
 
 
 def summary(curves: Curves) -> str:

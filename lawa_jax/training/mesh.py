@@ -63,10 +63,6 @@ class Placement:
                 f"choose a multiple of {self.device_count}"
             )
 
-    def replicate(self, tree: PyTree) -> PyTree:
-        """The tree on every device; never an alias of the caller's host memory."""
-        return jax.tree.map(lambda leaf: _put(leaf, self._replicated), tree)
-
     def sharding(self, shape: tuple[int, ...]) -> NamedSharding:
         """Where a parameter of this shape lives."""
         fsdp = self._mesh.shape["fsdp"]

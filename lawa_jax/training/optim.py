@@ -6,17 +6,19 @@ needs no schedule state.
 """
 
 import math
-from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
 import optax
 
+# Leaves that older resume states name otherwise: how their names began, and how they begin now.
+FORMER_NAMES = {"opt_state/momentum_buffer/": "opt_state/1/trace/"}
 
-class SGDState(NamedTuple):
-    """State of `sgd`."""
 
-    momentum_buffer: optax.Params  # like the parameters
+def current_name(leaf: str) -> str:
+    """The name that a leaf of a stored resume state has today."""
+    for former, current in FORMER_NAMES.items():
+        if leaf.startswith(former):
+            return current + leaf.removeprefix(former)
+    return leaf
 
 
 def sgd(
@@ -38,25 +40,8 @@ def sgd(
     """
     if nesterov and momentum <= 0:
         raise ValueError("nesterov needs a positive momentum")
-
-    def init(params: optax.Params) -> SGDState:
-        return SGDState(jax.tree.map(jnp.zeros_like, params))
-
-    def update(
-        updates: optax.Updates, state: SGDState, params: optax.Params | None = None
-    ) -> tuple[optax.Updates, SGDState]:
-        if weight_decay:
-            if params is None:
-                raise ValueError("sgd with weight decay needs params: call update(grads, state, p)")
-            updates = jax.tree.map(lambda g, p: g + weight_decay * p, updates, params)
-        buffer = jax.tree.map(lambda b, g: momentum * b + g, state.momentum_buffer, updates)
-        if nesterov:
-            direction = jax.tree.map(lambda g, b: g + momentum * b, updates, buffer)
-        else:
-            direction = buffer
-        return direction, SGDState(buffer)
-
-    return optax.GradientTransformation(init, update)
+    decay = optax.add_decayed_weights(weight_decay) if weight_decay else optax.identity()
+    return optax.chain(decay, optax.trace(momentum, nesterov))
 
 
 def cosine(epoch: float, *, base: float, epochs: float) -> float:

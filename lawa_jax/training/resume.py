@@ -11,6 +11,7 @@ from etils import epath
 
 from lawa_jax.errors import CheckpointNotFoundError, ConfigError
 from lawa_jax.training.lawa import read_placed, read_verified
+from lawa_jax.training.optim import current_name
 from lawa_jax.training.steps import TrainState
 from lawa_jax.training.task import Task
 from lawa_jax.trajectory import list_steps, open_checkpoint, parse_address
@@ -93,7 +94,7 @@ def fill(template: PyTree, stored: PyTree, label: str) -> PyTree:
     Raises:
       ConfigError: a leaf is missing, left over, or of another shape or dtype.
     """
-    leaves = named_leaves(stored)
+    leaves = {current_name(name): leaf for name, leaf in named_leaves(stored).items()}
     wanted = named_leaves(template)
     odd: Sequence[Any] = sorted(leaves.keys() ^ wanted.keys())
     if odd:

@@ -8,10 +8,10 @@ from pathlib import Path
 from etils import epath
 
 from lawa_jax.averaging.statistics import StatisticsPolicy
+from lawa_jax.display import table
 from lawa_jax.distributed import together
 from lawa_jax.errors import SelectionError
 from lawa_jax.report.curves import curves
-from lawa_jax.report.tables import table
 from lawa_jax.training import resume as resume_
 from lawa_jax.training import run_directory, session_lock
 from lawa_jax.training.config import RunConfig, to_json

@@ -63,7 +63,14 @@ class Checkpoint:
       checksums: digests of its leaves by name (`digest.py`), {} for foreign checkpoints.
     """
 
-    def __init__(self, located: Located, include: Iterable[str], exclude: Iterable[str]) -> None:
+    def __init__(
+        self,
+        located: Located,
+        include: Iterable[str],
+        exclude: Iterable[str],
+        *,
+        in_place: bool = True,
+    ) -> None:
         self.label = located.label
         self.path = located.item
         self.step = located.step
@@ -109,7 +116,7 @@ class Checkpoint:
         # Paths once, and as text: a read of 2 MiB takes a fifth of a millisecond.
         root = os.fspath(located.item)
         self._folder_path = {name: f"{root}/{folder}" for name, folder in self._folder.items()}
-        self._raw = frozenset(name for name in entries if self._reads_in_place(name))
+        self._raw = frozenset(name for name in entries if in_place and self._reads_in_place(name))
         self.keys = {name: e.keys for name, e in entries.items()}
         self.key_types = {name: e.key_types for name, e in entries.items()}
         self.kinds = {name: e.kind for name, e in entries.items()}

@@ -8,7 +8,7 @@ def test_split():
     train, validation = digits.load()
     assert (len(train), len(validation)) == (1437, 360)
     for source in (train, validation):
-        assert source.arrays["image"].shape[1:] == digits.IMAGE_SHAPE
+        assert source.arrays["image"].shape[1:] == (8, 8, 1)
         assert source.arrays["image"].dtype == np.float32
         assert source.arrays["label"].dtype == np.int32
         assert set(source.arrays["label"].tolist()) == set(range(10))

@@ -246,18 +246,13 @@ def test_rows_below_the_box_make_no_difference(encoded, monkeypatch, options):
 def test_shrinking_on_load(encoded, monkeypatch, progressive):
     data = encoded(800, 600, quality=95, progressive=progressive)
     factors = []
-    draft, decode = JpegImagePlugin.JpegImageFile.draft, images.jpeg.decode
+    draft = JpegImagePlugin.JpegImageFile.draft
 
     def spy_draft(self, mode, size):
         factors.append(round(self.width / size[0]))
         return draft(self, mode, size)
 
-    def spy_decode(data, frame, rows, factor):
-        factors.extend([factor] * (factor > 1))
-        return decode(data, frame, rows, factor)
-
     monkeypatch.setattr(JpegImagePlugin.JpegImageFile, "draft", spy_draft)
-    monkeypatch.setattr(images.jpeg, "decode", spy_decode)
     for size, factor in (
         (600, 1),
         (301, 1),

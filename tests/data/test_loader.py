@@ -19,7 +19,6 @@ from lawa_jax.data.loader import (
     ArraySource,
     epoch_seed,
     eval_batches,
-    placed_ahead,
     train_batches,
 )
 from lawa_jax.errors import ConfigError, CorruptDataError
@@ -156,25 +155,11 @@ def test_errors():
         ArraySource(a=np.zeros(2), b=np.zeros(3))
 
 
-@pytest.mark.parametrize("depth", [0, 1, 2, 9])
-def test_placing_ahead(depth):
-    placed = []
-
-    def place(number):
-        placed.append(number)
-        return number * 10
-
-    taken = placed_ahead(iter(range(5)), place, depth=depth)
-    assert next(taken) == 0
-    assert placed == list(range(min(5, depth + 1)))
-    assert list(taken) == [10, 20, 30, 40]
-
-
 def test_array_source():
-    source = numbers(5).subset([4, 2])
-    assert len(source) == 2
-    assert source[0] == {"x": 4, "y": 40}
-    assert source[np.int64(1)] == {"x": 2, "y": 20}
+    source = numbers(5)
+    assert len(source) == 5
+    assert source[4] == {"x": 4, "y": 40}
+    assert source[np.int64(2)] == {"x": 2, "y": 20}
 
 
 def test_epoch_seeds():

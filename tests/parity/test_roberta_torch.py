@@ -41,6 +41,13 @@ DICTIONARY = Dictionary.from_counts({str(i): 1 for i in range(55)})
 VOCAB = len(DICTIONARY)
 
 
+def dense_targets(masked):
+    """fairseq's form: the original id at each target, ``<pad>`` (1) elsewhere."""
+    dense = np.full_like(masked.source, 1)
+    dense[masked.positions] = masked.targets
+    return dense
+
+
 def network(dtype=jnp.float32):
     """Without dropout, whose random numbers no other library repeats."""
     return functional(
@@ -291,7 +298,7 @@ def test_evaluation_in_bits_equals_fairseqs_recipe(blocks):
     for index in range(len(blocks)):
         masked = FairseqMasker(DICTIONARY)(blocks[index], 1, 1, index)
         tokens, targets = (
-            torch.tensor(x[None]).long() for x in (masked.source, masked.dense_targets())
+            torch.tensor(x[None]).long() for x in (masked.source, dense_targets(masked))
         )
         total += float(torch_roberta.loss_sum(state, tokens, targets, SIZES["heads"]))
         count += int((targets != 1).sum())

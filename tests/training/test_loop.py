@@ -23,7 +23,7 @@ EPOCHS, K = 5, 3
 
 
 def run_from_scratch(task, run, **options):
-    state = task.place.replicate(task.init())
+    state = task.place.state(task.init())
     options = {"epochs": EPOCHS, "lawa_k": K, **options}
     train(task, run, state, resume.Position(), **options)
 
@@ -55,7 +55,7 @@ def test_every_epoch_is_saved_with_metrics_and_checksums(finished):
 
 def test_training_learns_and_metrics_count_every_sample(finished):
     task = tiny_task()
-    model = task.place.replicate(open_checkpoint(finished, step=5, include=("*",)).read_tree())
+    model = task.place.state(open_checkpoint(finished, step=5, include=("*",)).read_tree())
     x = np.concatenate([b["x"][b["mask"]] for b in task.eval_batches("val")]).astype(np.float64)
     y = np.concatenate([b["y"][b["mask"]] for b in task.eval_batches("val")]).astype(np.float64)
     expected = np.mean((x @ np.asarray(model["params"]["w"], np.float64) - y) ** 2)

@@ -15,7 +15,7 @@ def test_sgd_by_hand():
     np.testing.assert_allclose(direction["bias"], [2.0])
     direction, state = optimizer.update(grads, state, {"bias": jnp.asarray([1.8])})
     np.testing.assert_allclose(direction["bias"], [3.7], rtol=1e-6)
-    np.testing.assert_allclose(state.momentum_buffer["bias"], [3.7], rtol=1e-6)
+    np.testing.assert_allclose(state[1].trace["bias"], [3.7], rtol=1e-6)
 
 
 def test_nesterov_by_hand():
@@ -23,7 +23,7 @@ def test_nesterov_by_hand():
     params = {"w": jnp.asarray([0.0])}
     direction, state = optimizer.update({"w": jnp.asarray([1.0])}, optimizer.init(params))
     np.testing.assert_allclose(direction["w"], [1.9], rtol=1e-6)
-    np.testing.assert_allclose(state.momentum_buffer["w"], [1.0])
+    np.testing.assert_allclose(state[1].trace["w"], [1.0])
 
 
 @pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, jnp.float32])
@@ -31,11 +31,35 @@ def test_keeps_dtypes(dtype):
     optimizer = sgd(weight_decay=1e-4, nesterov=True)
     params = {"w": jnp.ones(3, dtype)}
     direction, state = jax.jit(optimizer.update)(params, optimizer.init(params), params)
-    assert direction["w"].dtype == state.momentum_buffer["w"].dtype == dtype
+    assert direction["w"].dtype == state[1].trace["w"].dtype == dtype
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+@pytest.mark.parametrize("weight_decay", [0.0, 1e-4])
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
+def test_sgd_has_the_bits_of_its_formula_over_200_steps(dtype, weight_decay, nesterov):
+    optimizer = sgd(0.9, weight_decay, nesterov)
+    target = jax.random.normal(jax.random.key(1), (257,), dtype)
+
+    def by_formula(grad, buffer, params):
+        grad = grad + weight_decay * params if weight_decay else grad
+        buffer = 0.9 * buffer + grad
+        return (grad + 0.9 * buffer if nesterov else buffer), buffer
+
+    ours = theirs = jax.random.normal(jax.random.key(0), (257,), dtype)
+    state, buffer = optimizer.init(ours), jnp.zeros_like(ours)
+    update, by_formula = jax.jit(optimizer.update), jax.jit(by_formula)
+    for step in range(200):
+        rate = jnp.asarray(0.02 / (1 + step), dtype)
+        direction, state = update(ours - target, state, ours)
+        expected, buffer = by_formula(theirs - target, buffer, theirs)
+        ours, theirs = ours - rate * direction, theirs - rate * expected
+        assert np.asarray(direction).tobytes() == np.asarray(expected).tobytes()
+    assert np.asarray(state[1].trace).tobytes() == np.asarray(buffer).tobytes()
 
 
 def test_sgd_errors():
-    with pytest.raises(ValueError, match="needs params"):
+    with pytest.raises(ValueError, match="requires the current value of parameters"):
         sgd(weight_decay=0.1).update({"w": jnp.ones(1)}, sgd().init({"w": jnp.ones(1)}))
     with pytest.raises(ValueError, match="positive momentum"):
         sgd(momentum=0.0, nesterov=True)

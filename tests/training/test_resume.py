@@ -8,6 +8,7 @@ import pytest
 from lawa_jax.errors import ConfigError
 from lawa_jax.output import write_checkpoint
 from lawa_jax.training import resume
+from lawa_jax.training.optim import sgd
 
 sys.path.insert(0, str(Path(__file__).parent))
 from tiny import tiny_task
@@ -49,3 +50,15 @@ def test_starting_from_another_models_checkpoint_is_refused(tmp_path):
     write_checkpoint(tmp_path / "other", {"params": {"v": np.zeros(3, np.float32)}})
     with pytest.raises(ConfigError, match=r"--init_from .*other.*leaf"):
         resume.initial_model(str(tmp_path / "other"), tiny_task())
+
+
+def test_sgd_states_that_were_saved_under_former_names_resume():
+    params = {"conv": {"w": np.arange(3.0, dtype=np.float32)}}
+    template = {"model": params, "opt_state": sgd().init(params)}
+    stored = {
+        "model": params,
+        "opt_state": {"momentum_buffer": {"conv": {"w": params["conv"]["w"] + 1}}},
+    }
+    filled = resume.fill(template, stored, "RUN@1")
+    assert filled["opt_state"][1].trace["conv"]["w"].tolist() == [1, 2, 3]
+    assert filled["model"]["conv"]["w"].tolist() == [0, 1, 2]
