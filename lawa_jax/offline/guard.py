@@ -13,7 +13,7 @@ from lawa_jax.errors import CorruptCheckpointError, OutputExistsError
 from lawa_jax.trajectory import Checkpoint
 from lawa_jax.trajectory.formats.orbax_metadata import read_json_item
 from lawa_jax.trajectory.run import RECORD
-from lawa_jax.trajectory.steps import step_of
+from lawa_jax.trajectory.step_names import step_of
 from lawa_jax.trajectory.storage import is_object_store
 
 

@@ -20,7 +20,7 @@ from lawa_jax.offline.streaming import Done, ReadProgress
 from lawa_jax.output import StepWriter
 from lawa_jax.output.shared_writer import SharedWriter
 from lawa_jax.trajectory import Checkpoint
-from lawa_jax.trajectory.steps import step_of as step_of_directory
+from lawa_jax.trajectory.step_names import step_of as step_of_directory
 
 if TYPE_CHECKING:
     from lawa_jax.offline.prepare import Prepared

@@ -6,7 +6,7 @@ This room reads. It never writes, and it needs neither JAX nor Orbax.
 from lawa_jax.trajectory.checkpoint import Checkpoint
 from lawa_jax.trajectory.integrity import stored_digest, verify_checkpoint, verify_leaf
 from lawa_jax.trajectory.run import Run, Runs, list_steps, open_checkpoint
-from lawa_jax.trajectory.steps import parse_address
+from lawa_jax.trajectory.step_names import parse_address
 
 __all__ = [
     "Checkpoint",

@@ -15,7 +15,7 @@ from lawa_jax.errors import CheckpointNotFoundError, SelectionError
 from lawa_jax.trajectory import storage
 from lawa_jax.trajectory.checkpoint import Checkpoint, Located, metrics_of
 from lawa_jax.trajectory.checksums import STEP_METADATA
-from lawa_jax.trajectory.steps import parse_address, prefix_of, step_of
+from lawa_jax.trajectory.step_names import parse_address, prefix_of, step_of
 from lawa_jax.trajectory.storage import COMMIT_MARKER, TMP_MARKER
 
 RECORD = "record"

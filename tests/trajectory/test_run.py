@@ -7,7 +7,7 @@ import pytest
 
 from lawa_jax.errors import CheckpointNotFoundError, SelectionError
 from lawa_jax.trajectory import list_steps, open_checkpoint, parse_address
-from lawa_jax.trajectory.steps import step_of
+from lawa_jax.trajectory.step_names import step_of
 
 
 @pytest.mark.parametrize(
