@@ -8,7 +8,7 @@ from lawa_jax import script
 
 DESCRIPTION = """Latest Weight Averaging for any Orbax trajectory.
 
-`lawa --version` prints the version.
+The version is printed by `lawa --version`.
 
 Exit codes: 0 ok, 1 run failed, 2 usage, selection or mismatch, 3 I/O or corruption, 130/143 signal.
 """
