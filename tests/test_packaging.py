@@ -1,6 +1,7 @@
 """What pyproject.toml declares is what is used, and the other way round."""
 
 import ast
+import functools
 import re
 import sys
 import tomllib
@@ -19,6 +20,7 @@ def distribution(requirement):
     return re.split(r"[\[<>=!~; ]", requirement)[0].replace("_", "-").lower()
 
 
+@functools.cache
 def imported(*folders):
     """Distributions imported anywhere in these folders, None for those that are not installed."""
     distributions = packages_distributions()
