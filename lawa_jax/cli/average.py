@@ -1,4 +1,4 @@
-"""`lawa average`: a window of a run, its best checkpoints, or any weighted set."""
+"""`lawa average` averages a window of a run, its best checkpoints, or any weighted set."""
 
 import dataclasses
 import math
@@ -20,29 +20,29 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OneAverage(Averaging):
-    """Commands that make one average."""
+    """The options of commands that make one average."""
 
     bn: Literal["latest", "average"] = "latest"
-    """BatchNorm statistics: of the newest checkpoint, or averaged like weights. (In Python,
-    lawa_jax.average_checkpoints averages them unless told otherwise.)"""
+    """The BatchNorm statistics of the average: those of the newest checkpoint, or averaged like
+    weights. (In Python, lawa_jax.average_checkpoints averages them by default.)"""
     out: Annotated[str | None, tyro.conf.arg(aliases=["-o"])] = None
-    """Where to write the average."""
+    """The directory to write the average to."""
 
     as_step: bool = False
     """Write the average into the run it is made from, under the name of a step. It is marked as an
     average, and later windows leave it out."""
     coordinator: str | None = None
-    """HOST:PORT of process 0: several processes share the work, each with the same command. On TPU
-    pods, SLURM and Open MPI, --processes says it all."""
+    """HOST:PORT of process 0, if several processes share the work. Start the same command in each
+    of them. On TPU pods, SLURM and Open MPI, --processes alone is enough."""
     process_count: int | None = None
-    """With --coordinator: how many processes there are."""
+    """With --coordinator: the number of processes."""
     process_index: int | None = None
-    """With --coordinator: which of them this is, from 0."""
+    """With --coordinator: the number of this process, counted from 0."""
     processes: bool = False
-    """Join the other processes that a launcher started with this one."""
+    """Share the work with the other processes that a launcher started with this one."""
 
     def recipe(self) -> "Recipe":
-        """What to average."""
+        """The recipe of what to average."""
         raise NotImplementedError
 
     def __call__(self) -> None:
@@ -108,7 +108,7 @@ class OneAverage(Averaging):
         )
 
     def say(self, recipe: "Recipe", expected: "Estimate", *, dry: bool) -> None:
-        """What will be done, as JSON or for people."""
+        """Print what will be done, as JSON or as text."""
         if self.json:
             print_json(
                 {
@@ -138,30 +138,37 @@ class OneAverage(Averaging):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Average(OneAverage):
-    """Average checkpoints: lawa average RUN -k 5 --end 90 -o OUT; lawa average RUN --best 5
-    --metric val/top1 --mode max -o OUT; lawa average A@10:0.25 B@20:0.75 -o OUT."""
+    """Average checkpoints: a window of a run, its best checkpoints, or any weighted set.
+
+    A window: lawa average RUN -k 5 --end 90 -o OUT
+
+    The best checkpoints: lawa average RUN --best 5 --metric val/top1 --mode max -o OUT
+
+    A weighted set: lawa average A@10:0.25 B@20:0.75 -o OUT
+    """
 
     sources: Annotated[
         tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN[@STEP[:WEIGHT]]")
     ] = ()
-    """A run to choose from; or several checkpoints RUN@step[:weight]."""
+    """A run to choose checkpoints from, or several checkpoints RUN@step[:weight]."""
     k: Annotated[int | None, tyro.conf.arg(aliases=["-k"])] = None
-    """Number of latest checkpoints, 5 by default."""
+    """The number of latest checkpoints to average, 5 by default."""
     end: int | None = None
-    """The newest checkpoint of the window; the run's newest by default."""
+    """The newest checkpoint of the window. By default it is the newest of the run."""
     window: str | None = None
-    """Share of the run instead of -k: 1% (rounded up, at least 2)."""
+    """The length of the window as a share of the run, instead of -k: 1% is rounded up to at least 2
+    checkpoints."""
     steps: str | None = None
-    """Exactly these steps: 50:90:10 (both ends included) or 1,2,5."""
+    """Average exactly these steps: 50:90:10 (both ends included) or 1,2,5."""
     best: int | None = None
-    """The best so many checkpoints by --metric."""
+    """Average this many checkpoints that are best by --metric."""
     metric: str | None = None
-    """Metric saved with the checkpoints (see lawa ls)."""
+    """The name of a metric that was saved with the checkpoints; lawa ls prints them."""
     mode: Literal["min", "max"] = "min"
-    """Whether a low or a high metric is good."""
+    """Whether low or high values of the metric are good."""
     method: str = "uniform"
-    """uniform, linear, ema[:decay], power_ema[:sigma_rel], decay[:linear|cosine|1-sqrt],
-    bema[:eta]."""
+    """The averaging method: uniform, linear, ema[:decay], power_ema[:sigma_rel],
+    decay[:linear|cosine|1-sqrt] or bema[:eta]."""
 
     def recipe(self) -> "Recipe":
         """The window, the best checkpoints or the weighted set."""
@@ -222,7 +229,7 @@ def sources_of(recipe: "Recipe") -> list[dict[str, Any]]:
 
 
 def warn_of_statistics(expected: "Estimate", policy: str) -> None:
-    """Say what happens to BatchNorm statistics, and what would be better."""
+    """Print what happens to BatchNorm statistics, and what would be better."""
     if not expected.statistics:
         return
     what = "taken from the newest checkpoint" if policy == "latest" else "averaged like weights"

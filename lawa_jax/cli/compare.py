@@ -1,4 +1,4 @@
-"""`lawa diff A B` and `lawa verify OUT`."""
+"""`lawa diff A B` compares checkpoints, and `lawa verify OUT` checks an average."""
 
 import dataclasses
 
@@ -9,14 +9,15 @@ from lawa_jax.errors import TreeMismatchError
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Diff(Leaves):
-    """Compare two checkpoints leaf by leaf; exit code 2 where they are of different models."""
+    """Compare two checkpoints leaf by leaf. The exit code is 2 if they belong to different
+    models."""
 
     a: Path
     """RUN@step or a checkpoint directory."""
     b: Path
     """RUN@step or a checkpoint directory."""
     json: bool = False
-    """Print JSON."""
+    """Print one JSON document instead of text."""
 
     def __call__(self) -> int | None:
         """Print the leaves that differ."""
@@ -59,21 +60,22 @@ class Diff(Leaves):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Verify:
-    """Check an average against its record: re-read it and its sources, recompute, compare."""
+    """Check an average against its record: read it and its sources again, recompute it, and
+    compare."""
 
     out: Path
-    """An average written by lawa."""
+    """An average that lawa wrote."""
     strong: bool = False
     """Also compute a SHA-256 of every leaf."""
     memory: str = "1GiB"
-    """Memory to stay within."""
+    """The memory to stay within, such as 500MiB."""
     threads: int = 2
-    """Threads that read and add."""
+    """The number of threads that read and add."""
     json: bool = False
-    """Print JSON."""
+    """Print one JSON document instead of text."""
 
     def __call__(self) -> int | None:
-        """Print what was found; 3 where sources are missing or anything differs."""
+        """Print what was found. The exit code is 3 if sources are missing or anything differs."""
         from lawa_jax.offline.verify import verify
         from lawa_jax.trajectory import Runs
 

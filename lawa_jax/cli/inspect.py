@@ -1,4 +1,4 @@
-"""`lawa inspect RUN@90`: the tree of a checkpoint, from metadata alone."""
+"""`lawa inspect RUN@90` shows the tree of a checkpoint; it reads metadata alone."""
 
 import dataclasses
 
@@ -8,12 +8,13 @@ from lawa_jax.display import human, table
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Inspect(Leaves):
-    """Show a checkpoint's leaves: name, shape, dtype, storage; reads metadata alone."""
+    """Show the name, shape, dtype and storage of every leaf of a checkpoint. Only metadata is
+    read."""
 
     checkpoint: Path
-    """RUN@step, a step directory, or a run (its newest step)."""
+    """RUN@step, a step directory, or a run, which means its newest step."""
     json: bool = False
-    """Print JSON."""
+    """Print one JSON document instead of text."""
 
     def __call__(self) -> None:
         """Print the leaves."""

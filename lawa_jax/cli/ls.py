@@ -1,4 +1,4 @@
-"""`lawa ls RUN`: what checkpoints there are."""
+"""`lawa ls RUN` lists the checkpoints of a run."""
 
 import dataclasses
 import time
@@ -15,15 +15,17 @@ _METRICS_SHOWN = 4
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Ls(Leaves):
-    """List a run's checkpoints: steps, items, parameters, bytes, dtypes, age and metrics."""
+    """List the checkpoints of a run with their steps, items, parameters, bytes, dtypes, age and
+    metrics."""
 
     run: Path
-    """Run directory, or a directory of steps."""
+    """A run directory, or a directory of steps."""
     json: bool = False
-    """Print JSON."""
+    """Print one JSON document instead of text."""
 
     def __call__(self) -> int | None:
-        """Print one line a step; a step that cannot be read says why and the code is 3."""
+        """Print one line per step. If a step cannot be read, its line says why, and the exit code
+        is 3."""
         path, step = parse_address(self.run)
         run = Run(path)
         # Without steps it may be a checkpoint itself, an average for instance; or an error says so.

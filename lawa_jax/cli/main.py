@@ -3,9 +3,12 @@
 import sys
 from collections.abc import Sequence
 
+import lawa_jax
 from lawa_jax import script
 
 DESCRIPTION = """Latest Weight Averaging for any Orbax trajectory.
+
+The version is printed by `lawa --version`.
 
 Exit codes: 0 ok, 1 run failed, 2 usage, selection or mismatch, 3 I/O or corruption, 130/143 signal.
 """
@@ -13,6 +16,9 @@ Exit codes: 0 ok, 1 run failed, 2 usage, selection or mismatch, 3 I/O or corrupt
 
 def execute(argv: Sequence[str]) -> int | None:
     """Parse and run one command; errors are raised."""
+    if list(argv) == ["--version"]:
+        print(f"lawa {lawa_jax.__version__}")
+        return None
     with script.importing():
         import tyro
 

@@ -1,4 +1,4 @@
-"""What the subcommands share: options for reading, sizes for people, progress."""
+"""What the subcommands share: options for reading, readable sizes, tables and progress."""
 
 import dataclasses
 import functools
@@ -23,15 +23,15 @@ _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12,
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Leaves:
-    """Which leaves of a checkpoint."""
+    """The options that choose the leaves of a checkpoint."""
 
     item: str | None = None
-    """Item of a step (params, state, ...); chosen by name by default."""
+    """The item of a step to read (params, state, ...). By default it is chosen by its name."""
     include: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """Leaf pattern to take (params/*, repeatable); parameters and batch statistics by default,
-    never optimizer state unless asked."""
+    """A pattern of leaves to take, such as params/*; repeatable. By default the parameters and
+    batch statistics are taken. Optimizer state is taken only if a pattern asks for it."""
     exclude: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """Leaf pattern to leave out (repeatable)."""
+    """A pattern of leaves to leave out; repeatable."""
 
     @functools.cached_property
     def listed(self) -> "Runs":
@@ -43,24 +43,25 @@ class Leaves:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Averaging(Leaves):
-    """How to read and average."""
+    """The options that say how to read and average."""
 
     dtype: str | None = None
-    """Dtype of averaged leaves, e.g. float32 where rounding back to bfloat16 would discard the
-    gain; their own by default."""
+    """The dtype of averaged leaves. Use float32 where rounding back to bfloat16 would discard the
+    gain. By default every leaf keeps its own dtype."""
     memory: str = "1GiB"
-    """Memory to stay within."""
+    """The memory to stay within, such as 500MiB."""
     threads: int = 2
-    """Threads that read and add."""
+    """The number of threads that read and add."""
     overwrite: bool = False
-    """Replace an earlier output of lawa; nothing else is ever replaced."""
+    """Replace an earlier output of lawa, once the new one is complete. Nothing else is ever
+    replaced."""
     dry_run: bool = False
-    """Only say what would be done: checkpoints, weights, bytes, memory."""
+    """Only print what would be done: the checkpoints, their weights, bytes and memory."""
     json: bool = False
-    """Print JSON."""
+    """Print one JSON document instead of text."""
 
     def options(self, bn: Literal["latest", "average"]) -> Any:
-        """These options as the library takes them, with a policy for BatchNorm statistics."""
+        """These options in the form the library takes, with a policy for BatchNorm statistics."""
         from lawa_jax.offline.recipe import AveragingOptions
 
         return AveragingOptions(
@@ -94,7 +95,7 @@ def parse_bytes(text: str) -> int:
 
 
 def numbers(text: str, what: str) -> list[int]:
-    """Comma-separated numbers and start:stop[:stride] ranges, both ends included."""
+    """Parse comma-separated numbers and start:stop[:stride] ranges; both ends are included."""
     from lawa_jax.averaging.window import parse_steps
 
     if not text.strip():
@@ -103,7 +104,7 @@ def numbers(text: str, what: str) -> list[int]:
 
 
 def print_json(value: Any) -> None:
-    """One JSON document on stdout."""
+    """Print one JSON document on stdout."""
     print(json.dumps(value, indent=2))
 
 

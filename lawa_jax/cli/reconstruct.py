@@ -1,4 +1,4 @@
-"""`lawa reconstruct`: a power-function EMA of any width, from stored snapshots of others."""
+"""`lawa reconstruct` makes a power-function EMA of any width from stored snapshots of others."""
 
 import dataclasses
 import sys
@@ -18,20 +18,22 @@ _POOR = 0.1
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Reconstruct(OneAverage):
-    """Make an EMA that was not kept during training from those that were: lawa reconstruct
-    EMA_A:0.05 EMA_B:0.10 --sigma-rel 0.15 -o OUT."""
+    """Make an EMA that was not kept during training from snapshots of EMAs that were.
+
+    Example: lawa reconstruct EMA_A:0.05 EMA_B:0.10 --sigma-rel 0.15 -o OUT
+    """
 
     runs: Annotated[
         tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN:SIGMA_REL")
     ] = ()
-    """Directories of snapshots of power-function EMAs, and the relative width of each."""
+    """Directories of snapshots of power-function EMAs, each followed by its relative width."""
     sigma_rel: float
-    """Relative width of the EMA to make."""
+    """The relative width of the EMA to make."""
     end: int | None = None
-    """Step at which it ends; the newest snapshot by default."""
+    """The step at which the EMA ends. By default it is that of the newest snapshot."""
 
     def recipe(self) -> "Recipe":
-        """Weights of the snapshots, by least squares."""
+        """The snapshots with their weights, found by least squares."""
         from lawa_jax.offline.recipe import reconstruction_recipe, split_weight
 
         runs: dict[str, float] = {}

@@ -1,4 +1,4 @@
-"""What commands that evaluate averages share: whose metrics, of which data."""
+"""What commands that evaluate averages share: the choice of the evaluator and of its data."""
 
 import dataclasses
 import sys
@@ -19,21 +19,23 @@ IMAGE_SPLITS = ("train", "val")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Evaluating(Averaging):
-    """How averages are evaluated."""
+    """The options that say how averages are evaluated."""
 
     bn: StatisticsPolicy | None = None
-    """BatchNorm statistics: of the newest checkpoint, averaged like weights, or (with --evaluate)
-    recomputed on training data. By default latest, and with --evaluate as the run was trained."""
+    """The BatchNorm statistics of averages: those of the newest checkpoint, averaged like weights,
+    or (with --evaluate) recomputed on training data. The default is latest; with --evaluate it
+    is the policy of the run."""
     evaluator: str | None = None
-    """Function from a tree of arrays to a number or a dict of numbers, by your own code:
+    """A function of your own that takes a tree of arrays and returns a number or a dict of numbers:
     path/to/file.py:function or package.module:function."""
     evaluate: bool = False
-    """Evaluate as the shipped trainers do, for a ResNet or RoBERTa run of theirs."""
+    """Evaluate as the trainers of this project do. This works for their ResNet and RoBERTa runs."""
     splits: str = "val"
-    """With --evaluate: parts of the data, of train,val,test (images: train,val)."""
+    """With --evaluate: the parts of the data to evaluate on, out of train,val,test (images have
+    train,val)."""
     set: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """With --evaluate: another value for a field of the run's configuration (data_dir=PATH,
-    eval_batch_size=16; repeatable)."""
+    """With --evaluate: another value for a field of the run's configuration, such as data_dir=PATH
+    or eval_batch_size=16; repeatable."""
 
     def is_evaluating(self) -> bool:
         """Whether averages are to be evaluated.
@@ -57,7 +59,8 @@ class Evaluating(Averaging):
         return self.evaluator is not None or self.evaluate
 
     def load(self, run: str) -> "tuple[Evaluator, StatisticsPolicy]":
-        """The evaluator, and what averages for it do with BatchNorm statistics."""
+        """The evaluator, and the policy for the BatchNorm statistics of the averages it
+        evaluates."""
         from lawa_jax.search.evaluators import load_evaluator
 
         if self.evaluator is not None:
@@ -88,12 +91,12 @@ class Evaluating(Averaging):
 
 
 def averaged_by(policy: StatisticsPolicy) -> StoredStatistics:
-    """What averaging does with statistics that the evaluator then recomputes or leaves."""
+    """What averaging does with statistics that the evaluator then recomputes or leaves alone."""
     return "latest" if policy == "latest" else "average"
 
 
 def say_row(row: "Row") -> None:
-    """One finished row on stderr."""
+    """Print one finished row on stderr."""
     from lawa_jax.search.evaluators import describe
 
     print(f"{row.name}: {describe(row.metrics)}", file=sys.stderr, flush=True)

@@ -1,4 +1,5 @@
-"""`lawa soup`: which checkpoints of a run to average, found by trying on held-out data."""
+"""`lawa soup` finds which checkpoints of a run to average by evaluating averages on held-out
+data."""
 
 import dataclasses
 import functools
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class Scoring(NamedTuple):
-    """Whose metrics the search and the report go by."""
+    """The evaluators that the search and the report use."""
 
     selecting: "Evaluator"
     reporting: "Evaluator | None"
@@ -36,35 +37,43 @@ class Scoring(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Soup(Evaluating):
-    """Find what to average by trying on held-out data: lawa soup RUN --evaluator mine.py:score
-    --metric loss -o OUT. Report on other data than the search saw: by --report, or with --evaluate
-    by other --splits."""
+    """Find out on held-out data which checkpoints to average.
+
+    Example: lawa soup RUN --evaluator mine.py:score --metric loss -o OUT
+
+    Report the result on data that the search did not use: give --report or, with --evaluate,
+    more --splits.
+    """
 
     run: Path
-    """Run directory."""
+    """The run directory."""
     search: Literal["greedy", "best-k", "best-window"] = "greedy"
-    """greedy: best checkpoints first, each kept if the mean does not get worse by it; best-k: the k
-    that are best one by one; best-window: the best of the windows of the latest k."""
+    """greedy tries the best checkpoints first and keeps each one that does not make the mean worse.
+    best-k takes the k checkpoints that are best on their own. best-window takes the best of the
+    windows of the latest k checkpoints."""
     k: Annotated[str, tyro.conf.arg(aliases=["-k"])] = "5"
-    """For best-k a number; for best-window numbers to try: 2,3,5,10."""
+    """For best-k, the number of checkpoints. For best-window, the numbers to try: 2,3,5,10."""
     end: str | None = None
-    """For best-window: ends to try, 30:90:10 (both included); the newest candidate by default."""
+    """For best-window: the ends to try, such as 30:90:10 (both included). By default it is the
+    newest candidate."""
     steps: str | None = None
-    """Candidates: 50:90:10 (both ends included) or 1,2,5; all checkpoints by default."""
+    """The candidates: 50:90:10 (both ends included) or 1,2,5. By default they are all
+    checkpoints."""
     metric: str | None = None
-    """Metric of the search; with --evaluate val/loss by default, otherwise the only one."""
+    """The metric that the search uses. The default is val/loss with --evaluate, and otherwise the
+    only metric there is."""
     mode: Literal["min", "max"] = "min"
-    """Whether a low or a high metric is good."""
+    """Whether low or high values of the metric are good."""
     report: str | None = None
-    """Function for the metrics of what was found, on data that the search did not see:
+    """A function that evaluates the result on data that the search did not use:
     path/to/file.py:function or package.module:function."""
     out: Annotated[str | None, tyro.conf.arg(aliases=["-o"])] = None
-    """Where to write the average."""
+    """The directory to write the average to."""
     as_step: bool = False
     """Write the average into the run itself, under the name of a step (see lawa average)."""
 
     def __call__(self) -> None:
-        """Search, report and write."""
+        """Search, write the average, and report."""
         from lawa_jax.averaging import window
         from lawa_jax.offline.prepare import prepare
 
@@ -128,7 +137,7 @@ class Soup(Evaluating):
         return self.metric or ("val/loss" if self.evaluate else None)
 
     def _others(self, metric: str | None) -> list[str]:
-        """With --evaluate the splits that the search does not use."""
+        """With --evaluate, the splits that the search does not use."""
         if not self.evaluate:
             return []
         assert metric is not None
@@ -174,7 +183,8 @@ class Soup(Evaluating):
         scoring: Scoring,
         options: "AveragingOptions",
     ) -> "tuple[SearchResult, Metrics]":
-        """What was found, and all metrics of it by the function of the search."""
+        """The result of the search, and all metrics that the function of the search gives for
+        it."""
         from lawa_jax.search import soups
         from lawa_jax.search.evaluators import metric_of
 
@@ -313,7 +323,7 @@ def _scored(evaluator: "Evaluator", tree: Any, span: tuple[int, ...]) -> "Metric
 def _report(
     scoring: Scoring, found: "SearchResult", metrics: "Metrics", span: tuple[int, ...]
 ) -> "Metrics":
-    """Figures that the search did not go by."""
+    """The figures that the search did not use."""
     if scoring.reporting is not None:
         return _scored(scoring.reporting, found.tree, span)
     # Without a name it is the only one.

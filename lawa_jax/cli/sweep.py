@@ -1,4 +1,4 @@
-"""`lawa sweep`: every window length, end and method, written to disk or evaluated."""
+"""`lawa sweep` averages every window length, end and method, and writes or evaluates them."""
 
 import dataclasses
 import functools
@@ -32,23 +32,27 @@ JOURNAL = ".lawa-sweep"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sweep(Evaluating):
-    """Average many windows in one pass over a run: lawa sweep RUN -k 2,3,5,10 --end 30:90:10
-    --method uniform,ema -o OUTDIR. With --evaluator or --evaluate the averages are evaluated in
-    memory, and OUTDIR gets a table and a figure. Interrupted, the same command goes on where it
-    stopped."""
+    """Average many windows in one pass over a run.
+
+    Example: lawa sweep RUN -k 2,3,5,10 --end 30:90:10 --method uniform,ema -o OUTDIR
+
+    With --evaluator or --evaluate the averages are evaluated in memory, and a table and a figure
+    are written to OUTDIR. After an interruption the same command continues where it stopped.
+    """
 
     run: Path
-    """Run directory."""
+    """The run directory."""
     k: Annotated[str, tyro.conf.arg(aliases=["-k"])] = "5"
-    """Numbers of checkpoints: 2,3,5,10; 1 is the raw checkpoint."""
+    """The numbers of checkpoints to average: 2,3,5,10. 1 is the raw checkpoint."""
     end: str
-    """Ends of the windows: 30:90:10 (both ends included) or 30,60,90."""
+    """The ends of the windows: 30:90:10 (both ends included) or 30,60,90."""
     method: str = "uniform"
-    """Methods, comma-separated (see lawa average)."""
+    """The methods, separated by commas (see lawa average)."""
     out: Annotated[str | None, tyro.conf.arg(aliases=["-o"])] = None
-    """Directory for the averages, one subdirectory each; or for the results of evaluating them."""
+    """The directory for the averages, each in a subdirectory, or for the results of their
+    evaluation."""
     keep: bool = False
-    """With --evaluator or --evaluate: also write the averages."""
+    """With --evaluator or --evaluate: also write the averages to disk."""
 
     def __call__(self) -> None:
         """Make the averages."""
@@ -173,7 +177,7 @@ class Sweep(Evaluating):
         options: "AveragingOptions",
         plan: dict[str, Any],
     ) -> None:
-        """Write the table, row by row, and the figure."""
+        """Write the table row by row, and then the figure."""
         from lawa_jax.report.sweeps import sweep_plot
         from lawa_jax.search import scoring
         from lawa_jax.search.results import FIGURE, IDENTITY, Results
@@ -229,7 +233,7 @@ class Sweep(Evaluating):
         print(f"\ndata: {folder / 'results.csv'}\nplot: {figure}")
 
     def _keep(self, recipes: "list[Recipe]", options: "AveragingOptions") -> None:
-        """Write the averages that are not there yet."""
+        """Write the averages that do not exist yet."""
         from lawa_jax.offline.prepare import prepare
         from lawa_jax.search import scoring
 

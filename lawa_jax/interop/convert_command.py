@@ -1,4 +1,4 @@
-"""The command line that the converters share: one way in, and one way back."""
+"""The command line that the converters share; it converts to a run, and it exports back."""
 
 import gc
 from collections.abc import Sequence
@@ -18,36 +18,38 @@ from lawa_jax.trajectory.file_steps import parse_epochs
 
 @dataclass(frozen=True)
 class ConvertArguments:
-    """What every converter takes."""
+    """The options that every converter takes."""
 
     source: Annotated[str, tyro.conf.Positional]
-    """A folder of checkpoints or one of them; with --export a run, RUN@EPOCH or an average."""
+    """A folder of checkpoints or a single one. With --export: a run, RUN@EPOCH or an average."""
     target: Annotated[str, tyro.conf.Positional]
-    """The run directory to make; with --export a .pt or .safetensors file, or a folder."""
+    """The run directory to make. With --export: a .pt or .safetensors file, or a folder."""
     export: bool = False
-    """Go back: from a run to PyTorch files."""
+    """Convert back, from a run to PyTorch files."""
     epochs: str = ""
-    """First and last epoch to convert, both included: 26:90. Default: all."""
+    """The first and last epoch to convert, both included: 26:90. By default all are converted."""
     every: int = 1
-    """Convert every so many-th of these, counted from the first."""
+    """Convert only every n-th of these epochs, counted from the first."""
     workers: int = 2
-    """Files converted at once."""
+    """The number of files that are converted at the same time."""
     verify: bool = False
-    """Re-read what was written and compare every tensor with its file."""
+    """Read the output again and compare every tensor with its file."""
     dry_run: bool = False
-    """Open and check every file, say what would be written, write nothing."""
+    """Open and check every file and print what would be written, but write nothing."""
     overwrite: bool = False
-    """Replace epochs that were converted from other files; with --export existing files."""
+    """Replace epochs that were converted from other files. With --export: replace existing
+    files."""
     allow_gaps: bool = False
-    """Convert although epochs are missing."""
+    """Convert even if epochs are missing."""
     trust_names: bool = False
-    """Go by file names even where the files state another epoch."""
+    """Take the epoch from the file name even where the file itself states another one."""
     wrapper: str = ""
-    """Key of the model inside the files (ema, state_dict). Default: found out."""
+    """The key of the model inside the files, such as ema or state_dict. By default it is found."""
     stub: tuple[str, ...] = ()
-    """Classes (or packages, ending in a dot) in pickles to replace by inert stand-ins."""
+    """Classes in pickles (or packages, ending in a dot) to replace by inert stand-ins."""
     names: str = ""
-    """With --export: the converted run that tells the original names. Default: found nearby."""
+    """With --export: the converted run that has the original names. By default it is looked for
+    nearby."""
 
 
 _OF_EXPORTING = {"names", "style"}

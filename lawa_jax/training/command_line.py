@@ -1,4 +1,4 @@
-"""The command line both training scripts share: a typed configuration plus a few actions."""
+"""The command line that both training scripts share: a typed configuration and a few actions."""
 
 import argparse
 import dataclasses
@@ -17,40 +17,44 @@ from lawa_jax.training.config import Config, RunConfig, from_file, from_json, to
 
 @dataclasses.dataclass(frozen=True)
 class Actions:
-    """What to do besides plain training."""
+    """The options that do something other than plain training."""
 
     config: str | None = None
     """A Python file that defines `config`; flags override its values."""
     resume: bool = False
-    """Go on exactly where the run in run_dir stopped."""
+    """Continue exactly where the run in run_dir stopped."""
     evaluate: str | None = None
     """Evaluate averages of this run instead of training."""
     end: tuple[int, ...] = ()
-    """With --evaluate: epochs at which the averages end; all possible ones by default."""
+    """With --evaluate: the epochs at which the averages end. By default all possible ones are
+    used."""
     splits: tuple[str, ...] = ("val",)
-    """With --evaluate: parts of the data to evaluate on, of train, val and test."""
+    """With --evaluate: the parts of the data to evaluate on, out of train, val and test."""
     eval_train: bool = False
-    """With --evaluate: also on the training data, prepared as for evaluation."""
+    """With --evaluate: also evaluate on the training data, prepared as for evaluation."""
     init_from: str | None = None
-    """Start from this checkpoint's weights: a run, a step of it (RUN@30), or an average."""
+    """Start from the weights of this checkpoint: a run, a step of it (RUN@30), or an average."""
     dummy: bool = False
     """Use synthetic data of the real shapes."""
     deterministic: bool = False
-    """Bit-reproducible operations on a GPU, at some cost in speed (a CPU always is)."""
+    """Use bit-reproducible operations on a GPU, at some cost in speed. A CPU always uses them."""
     compile_cache: str | None = None
-    """Keep compiled programs in this directory, so that the next start need not compile."""
+    """Keep compiled programs in this directory, so that the next start does not compile them
+    again."""
     json: bool = False
     """With --evaluate: print JSON lines instead of a table."""
     plan: str | None = None
-    """Compile the steps for this TPU slice (v5e:16x16) without one, and print what they need."""
+    """Compile the steps for this TPU slice, such as v5e:16x16, without having one, and print what
+    they need."""
     coordinator: str | None = None
-    """HOST:PORT of process 0, where no launcher (TPU pod, SLURM, GKE, Open MPI) says it."""
+    """HOST:PORT of process 0, if no launcher (TPU pod, SLURM, GKE, Open MPI) provides it."""
     process_count: int | None = None
-    """With --coordinator: how many processes there are."""
+    """With --coordinator: the number of processes."""
     process_index: int | None = None
-    """With --coordinator: which of them this is, from 0."""
+    """With --coordinator: the number of this process, counted from 0."""
     peer_timeout: float = 60.0
-    """Seconds without a sign of life after which a process counts as dead and the others stop."""
+    """The seconds without a sign of life after which a process counts as dead and the others
+    stop."""
 
     def join(self, config: RunConfig | None = None) -> Group:
         """Join the other processes, if there are any; before any device is used.

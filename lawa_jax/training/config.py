@@ -1,4 +1,4 @@
-"""Configurations: frozen dataclasses, at once command line, config file and JSON."""
+"""Configurations are frozen dataclasses that serve as command line, config file and JSON."""
 
 import dataclasses
 import importlib.util
@@ -29,26 +29,28 @@ BatchCount = Annotated[
 
 @dataclasses.dataclass(frozen=True)
 class RunConfig:
-    """What every training run has."""
+    """The fields that every training run has."""
 
     run_dir: str = ""
-    """Where the run is kept; runs/<name of the configuration>-seed<seed> by default."""
+    """The directory of the run. By default it is runs/<name of the configuration>-seed<seed>."""
     seed: int = 0
-    """Of initialisation, data order, augmentation and dropout."""
+    """The seed of initialisation, data order, augmentation and dropout."""
     epochs: int = 90
-    """Train up to this epoch."""
+    """The last epoch to train."""
     batch_size: int = 256
-    """Samples an update sees, over all devices."""
+    """The number of samples per update, over all devices."""
     lawa_k: int = 5
     """Average this many of the latest epoch checkpoints; 0 turns LAWA off."""
     save_every_steps: int = 0
-    """Also save a resume state every so many updates; 0: only at the end of every epoch."""
+    """Also save a resume state after every this many updates. 0 saves only at the end of every
+    epoch."""
     keep_resume: int = 2
-    """Resume states kept (models of all epochs are kept)."""
+    """The number of resume states to keep. The models of all epochs are kept."""
     loader_threads: int = 8
-    """Threads that decode and augment, in this process or in each worker."""
+    """The number of threads that decode and augment, in this process or in each worker."""
     loader_workers: int = 0
-    """Processes that load; 0: this one does. Batches are the same for any number."""
+    """The number of processes that load data. With 0 this process loads it. Batches are the same
+    for any number."""
 
     # Fields that may differ between a run and its resumption, since they leave the values alone.
     changeable = frozenset(
@@ -82,57 +84,62 @@ class RunConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ImageConfig(RunConfig):
-    """Image classification by a ResNet; the defaults are the paper's ResNet-50 on ImageNet."""
+    """Image classification with a ResNet. The defaults are the paper's ResNet-50 on ImageNet."""
 
     dataset: Literal["imagenet", "digits", "dummy"] = "imagenet"
-    """imagenet: TFDS imagenet2012 or an image folder; digits: 8x8 digits of scikit-learn; dummy:
-    synthetic images of the real shapes."""
+    """imagenet is TFDS imagenet2012 or an image folder; digits are the 8x8 digits of scikit-learn;
+    dummy is synthetic images of the real shapes."""
     data_dir: str = "data/imagenet"
     """For imagenet: a TFDS directory, or a folder with train/<class>/* and val/<class>/*."""
     image_size: int = 224
-    """Pixels a side, for imagenet and dummy."""
+    """The pixels per side, for imagenet and dummy."""
     resize: int = 0
-    """Pixels of the shorter side before evaluation's centre crop; 0: 256/224 of image_size."""
+    """The pixels of the shorter side before the centre crop of evaluation. 0 means 256/224 of
+    image_size."""
     shrink_on_load: bool = True
-    """Decode JPEGs at a half, quarter or eighth where a random crop leaves as many pixels."""
+    """Decode JPEGs at a half, quarter or eighth of their size where a random crop still has enough
+    pixels."""
     corrupt_budget: int = 20
-    """Damaged images, each logged by name, that are replaced or left out before it is an error."""
+    """The number of damaged images, each logged by name, that are replaced or left out. More of
+    them are an error."""
     dummy_examples: int = 2048
-    """Training images of the dummy data; an eighth as many are for validation."""
+    """The number of training images of the dummy data. An eighth as many are for validation."""
     dummy_classes: int = 1000
-    """Classes of the dummy data."""
+    """The number of classes of the dummy data."""
     label_noise: float = 0.0
-    """Share of random training labels, for digits."""
+    """The share of training labels that are random, for digits."""
     arch: Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnet_digits"] = (
         "resnet50"
     )
-    """torchvision's v1.5 architectures, or a small one with a CIFAR stem."""
+    """One of torchvision's v1.5 architectures, or a small one with a CIFAR stem."""
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of activations; parameters and statistics are always float32."""
+    """The dtype of activations. Parameters and statistics are always float32."""
     learning_rate: float = 0.1
-    """Peak learning rate at base_batch_size; scaled linearly with the batch size."""
+    """The peak learning rate at base_batch_size. It is scaled linearly with the batch size."""
     base_batch_size: int = 256
-    """Batch size that learning_rate is for."""
+    """The batch size for which learning_rate is given."""
     momentum: float = 0.9
-    """Of SGD."""
+    """The momentum of SGD."""
     weight_decay: float = 1e-4
-    """Of every parameter, added to the gradient as torch does."""
+    """The weight decay of every parameter. It is added to the gradient, as torch does."""
     warmup_epochs: int = 0
-    """Epochs of linear warm-up."""
+    """The number of epochs of linear warm-up."""
     schedule: Literal["cosine", "constant"] = "cosine"
-    """Of the learning rate, stepped once an epoch."""
+    """The schedule of the learning rate, stepped once per epoch."""
     label_smoothing: float = 0.0
-    """Share of the target spread over all classes."""
+    """The share of the target that is spread over all classes."""
     accumulate: int = 1
-    """Gradients are accumulated over this many parts of a batch."""
+    """The number of parts of a batch over which gradients are accumulated."""
     bn: Literal["recalibrate", "average", "latest"] = "recalibrate"
-    """BatchNorm statistics after averaging: recomputed on training data (as the paper), averaged
-    like weights, or the newest checkpoint's."""
+    """The BatchNorm statistics of an average: recomputed on training data (as in the paper),
+    averaged like weights, or those of the newest checkpoint."""
     bn_batches: BatchCount = 50
-    """Training batches for recalibration; all (or 0): a whole epoch, the original's full pass."""
+    """The number of training batches for recalibration. all (or 0) is a whole epoch, the full pass
+    of the original."""
     bn_groups: int = 1
-    """Parts of a batch that BatchNorm normalises apart: 1 for the whole (global) batch; the number
-    of devices for what the original's one batch per GPU does."""
+    """The number of parts of a batch that BatchNorm normalises separately. 1 normalises over the
+    whole (global) batch. The number of devices does what the original does with one batch per
+    GPU."""
 
     def check(self) -> None:
         """Raises ConfigError for values that make no sense."""

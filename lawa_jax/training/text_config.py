@@ -9,72 +9,78 @@ from lawa_jax.training.config import RunConfig
 
 @dataclasses.dataclass(frozen=True)
 class TextConfig(RunConfig):
-    """RoBERTa; the defaults are the paper's RoBERTa-base on WikiText-103."""
+    """Masked language modelling with RoBERTa. The defaults are the paper's RoBERTa-base on
+    WikiText-103."""
 
     epochs: int = 200
-    """Train up to this epoch."""
+    """The last epoch to train."""
     batch_size: int = 2048
-    """Blocks an update sees, over all devices and accumulated parts."""
+    """The number of blocks per update, over all devices and accumulated parts."""
     lawa_k: int = 10
     """Average this many of the latest epoch checkpoints; 0 turns LAWA off."""
     loader_threads: int = 4
-    """Threads that mask blocks."""
+    """The number of threads that mask blocks."""
     dataset: Literal["data_bin", "embedded", "dummy"] = "data_bin"
-    """data_bin: fairseq's binarised text in data_dir; embedded: the documentation inside Python,
-    binarised into data_dir; dummy: random tokens of the real shapes."""
+    """data_bin is fairseq's binarised text in data_dir; embedded is the documentation inside
+    Python, binarised into data_dir; dummy is random tokens of the real shapes."""
     data_dir: str = "data/wikitext-103"
     """A data-bin directory: dict.txt and {train,valid,test}.{bin,idx} (see convert/text.py)."""
     embedded_vocabulary: int = 2000
-    """Symbols of the byte-level BPE trained on the embedded text."""
+    """The number of symbols of the byte-level BPE that is trained on the embedded text."""
     dummy_blocks: int = 2048
-    """Training blocks of the dummy data; an eighth as many are for validation."""
+    """The number of training blocks of the dummy data. An eighth as many are for validation."""
     vocab_size: int = 0
-    """Symbols, <mask> included; 0: as many as the data's dictionary has."""
+    """The number of symbols, including <mask>. 0 means as many as the dictionary of the data
+    has."""
     layers: int = 12
-    """Encoder layers."""
+    """The number of encoder layers."""
     width: int = 768
-    """Of the model."""
+    """The width of the model."""
     ffn_width: int = 3072
-    """Inside the feed-forward blocks."""
+    """The width inside the feed-forward blocks."""
     heads: int = 12
-    """Attention heads."""
+    """The number of attention heads."""
     max_tokens: int = 512
-    """Longest block, <s> included."""
+    """The length of the longest block, including <s>."""
     dropout: float = 0.1
-    """After embeddings, attention and feed-forward blocks."""
+    """The dropout after embeddings, attention and feed-forward blocks."""
     attention_dropout: float = 0.1
-    """Of attention probabilities."""
+    """The dropout of attention probabilities."""
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of activations; parameters, softmax and logits are always float32."""
+    """The dtype of activations. Parameters, softmax and logits are always float32."""
     remat: bool = False
-    """Recompute layers in the backward pass: less memory, a third more computing."""
+    """Recompute layers in the backward pass. This takes less memory and a third more
+    computation."""
     scan: bool = False
-    """Compile one layer and loop over all: faster compilation, the same checkpoints."""
+    """Compile one layer and loop over all of them. This compiles faster, and checkpoints stay the
+    same."""
     fsdp: int = 1
-    """Devices that parameters and optimizer state are sharded over."""
+    """The number of devices over which parameters and optimizer state are sharded."""
     learning_rate: float = 5e-4
-    """Peak learning rate."""
+    """The peak learning rate."""
     schedule: Literal["polynomial", "constant"] = "polynomial"
-    """After warm-up; polynomial decays linearly to zero at total_updates."""
+    """The learning rate after warm-up. polynomial decays linearly to zero at total_updates."""
     warmup_updates: int = 10_000
-    """Updates of linear warm-up."""
+    """The number of updates of linear warm-up."""
     total_updates: int = 125_000
-    """Horizon of the decay, however many epochs are trained."""
+    """The update at which the decay ends, regardless of how many epochs are trained."""
     adam_b2: float = 0.98
-    """Of Adam's squared gradients; b1 is 0.9."""
+    """The decay rate of Adam's squared gradients. b1 is 0.9."""
     adam_eps: float = 1e-6
-    """Of Adam, before bias correction as in fairseq."""
+    """The eps of Adam, added before the bias correction as in fairseq."""
     weight_decay: float = 0.01
-    """Decoupled, of every parameter, as fairseq's Adam."""
+    """The decoupled weight decay of every parameter, as in fairseq's Adam."""
     accumulate: int = 1
-    """Gradients are accumulated over this many parts of a batch."""
+    """The number of parts of a batch over which gradients are accumulated."""
     lengths: int = 4
-    """Padded lengths of batches: more waste less padding, but each is compiled."""
+    """The number of different padded lengths of batches. More lengths waste less padding, but each
+    is compiled."""
     masker: Literal["fast", "fairseq"] = "fast"
-    """Of training blocks; both have the same distribution, fairseq's the same bits as fairseq.
-    Evaluation always masks as fairseq."""
+    """The masking of training blocks. Both have the same distribution, and fairseq draws the same
+    bits as fairseq does. Evaluation always masks as fairseq does."""
     eval_batch_size: int = 0
-    """Blocks evaluated at once; 0: as many as one part of a training batch, at most 32 a device."""
+    """The number of blocks that are evaluated at once. 0 means as many as one part of a training
+    batch, at most 32 per device."""
 
     def check(self) -> None:
         """Raises ConfigError for values that make no sense."""

@@ -11,7 +11,7 @@ import pytest
 
 from lawa_jax.output import write_checkpoint
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = ["ls", "inspect", "average", "sweep", "diff", "verify"]
 
 

@@ -22,7 +22,7 @@ from lawa_jax.offline.recipe import AveragingOptions, sweep_recipes, weighted_re
 from lawa_jax.output import write_checkpoint
 from lawa_jax.trajectory import Checkpoint, open_checkpoint
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def tree(seed, dtype=np.float32):

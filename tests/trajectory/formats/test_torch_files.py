@@ -141,6 +141,8 @@ def test_truncated_files(tmp_path, options, keep):
         torch_files.read(path)
 
 
+# Newer PyTorch says that checking a sparse tensor takes time.
+@pytest.mark.filterwarnings("ignore:Validating sparse tensor invariants")
 def test_files_that_are_something_else(tmp_path):
     path = tmp_path / "notes.pt"
     path.write_text("lr = 0.1\n" * 100)
