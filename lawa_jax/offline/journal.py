@@ -15,7 +15,7 @@ from typing import Any, Self
 from etils import epath
 
 from lawa_jax.errors import OutputExistsError
-from lawa_jax.offline.ledger import Entry, Ledger
+from lawa_jax.offline.ledger import Ledger, LedgerEntry
 from lawa_jax.offline.streaming import Done
 from lawa_jax.trajectory.storage import TMP_MARKER
 
@@ -59,7 +59,7 @@ class Journal:
             self._ledger.close()
             raise
 
-    def _refuse_strangers(self, heading: Entry | None) -> None:
+    def _refuse_strangers(self, heading: LedgerEntry | None) -> None:
         """What is thrown away has to be ours."""
         others = [p.name for p in self._directory.iterdir() if p != self._ledger.path]
         if others and "pass" not in (heading or {}):
@@ -68,7 +68,7 @@ class Journal:
                 "journal of them; move it away, or choose another output directory"
             )
 
-    def _take(self, entry: Entry) -> None:
+    def _take(self, entry: LedgerEntry) -> None:
         if "block" in entry:
             name, number = entry["block"]
             read, written = tuple(map(int, entry["read"])), tuple(entry["written"])

@@ -15,7 +15,7 @@ from lawa_jax.errors import CheckpointWriteError, OutputExistsError
 from lawa_jax.output.staging import Lock
 from lawa_jax.trajectory.storage import TMP_MARKER
 
-Entry = Mapping[str, Any]
+LedgerEntry = Mapping[str, Any]
 
 
 class Ledger:
@@ -40,7 +40,7 @@ class Ledger:
             ) from None
         self._file: Any = None
 
-    def read(self) -> tuple[Entry | None, list[Entry]]:
+    def read(self) -> tuple[LedgerEntry | None, list[LedgerEntry]]:
         """The heading and the entries that are there; None and [] where there is no ledger.
 
         A line that a kill cut short or that was damaged says nothing: what it stood for is done
@@ -53,7 +53,7 @@ class Ledger:
         heading, *entries = (_object(line) for line in lines)
         return heading, [entry for entry in entries if entry is not None]
 
-    def begin(self, heading: Entry, entries: Iterable[Entry] = ()) -> Self:
+    def begin(self, heading: LedgerEntry, entries: Iterable[LedgerEntry] = ()) -> Self:
         """Write heading and entries anew, all at once, and be ready for more."""
         aside = self.path.with_name(self.path.name + TMP_MARKER)
         with aside.open("wb") as file:
@@ -64,7 +64,7 @@ class Ledger:
         self._file = self.path.open("ab", buffering=0)
         return self
 
-    def append(self, entry: Entry, *, sync: bool = True) -> None:
+    def append(self, entry: LedgerEntry, *, sync: bool = True) -> None:
         """Add an entry; it is on disk when this returns, unless `sync` is false.
 
         Raises:
@@ -90,11 +90,11 @@ class Ledger:
         self._lock.release()
 
 
-def _line(entry: Entry) -> bytes:
+def _line(entry: LedgerEntry) -> bytes:
     return json.dumps(entry).encode() + b"\n"
 
 
-def _object(line: bytes) -> Entry | None:
+def _object(line: bytes) -> LedgerEntry | None:
     try:
         value = json.loads(line)
     except (ValueError, RecursionError):
