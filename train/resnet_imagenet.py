@@ -58,7 +58,7 @@ def main() -> None:
         task,
         config,
         bn=config.bn,
-        resume=actions.resume,
+        resuming=actions.resume,
         init_from=actions.init_from,
         title=f"{config.arch} on {config.dataset}, seed {config.seed}",
     )

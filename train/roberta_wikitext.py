@@ -68,7 +68,7 @@ def main() -> None:
         task,
         config,
         bn="average",
-        resume=actions.resume,
+        resuming=actions.resume,
         init_from=actions.init_from,
         title=f"RoBERTa ({config.layers} layers of {config.width}) on {config.dataset}, "
         f"seed {config.seed}",

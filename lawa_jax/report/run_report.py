@@ -36,4 +36,9 @@ def report(curves: Curves, title: str, directory: Path) -> str:
                     saved.at_least if saved else "",
                 ]
             )
-    return f"{run_table(curves)}\n\n{summary(curves)}\nplot: {picture}\ndata: {data}"
+    return f"{described(curves)}\nplot: {picture}\ndata: {data}"
+
+
+def described(curves: Curves) -> str:
+    """The table of a run, and what it shows."""
+    return f"{run_table(curves)}\n\n{summary(curves)}"

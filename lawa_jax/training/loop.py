@@ -6,7 +6,7 @@ the host.
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -14,7 +14,7 @@ from etils import epath
 
 from lawa_jax.averaging.statistics import StatisticsPolicy
 from lawa_jax.data import Batch
-from lawa_jax.errors import SelectionError, TrainingFailedError
+from lawa_jax.errors import LawaError, SelectionError, TrainingFailedError
 from lawa_jax.training.interrupt import Agreement, Interrupt
 from lawa_jax.training.lawa import evaluate, evaluate_latest
 from lawa_jax.training.log import JsonLog
@@ -107,9 +107,8 @@ def train(
             progress.epoch(epoch, row)
             if lawa_k and epoch >= lawa_k:
                 waited = writer.wait_for_epoch(epoch)
-                lawa = evaluate_latest(task, run, k=lawa_k, end=epoch, bn=bn)
-                log.write("lawa", **lawa, waited_for_save=round(waited, 4))
-                progress.lawa(lawa)
+                more = {"waited_for_save": round(waited, 4)}
+                _evaluate_lawa(task, run, log, progress, lawa_k, epoch, bn, more)
             if stop.agreed():
                 writer.wait()
                 stop.now()
@@ -191,10 +190,28 @@ def _catch_up(
         if epoch not in epochs and epoch in list_steps(run / "epochs"):
             log.write("epoch", epoch=epoch, **open_checkpoint(run, step=epoch).metrics)
         if lawa_k and epoch >= lawa_k and (lawa_k, policy, epoch) not in done:
-            try:
-                lawa = evaluate_latest(task, run, k=lawa_k, end=epoch, bn=bn)
-            except SelectionError:
-                # Old checkpoints may have been pruned; later windows do not need them.
-                continue
-            log.write("lawa", **lawa)
-            progress.lawa(lawa)
+            _evaluate_lawa(task, run, log, progress, lawa_k, epoch, bn, {})
+
+
+def _evaluate_lawa(
+    task: Task,
+    run: epath.Path,
+    log: JsonLog,
+    progress: Progress,
+    k: int,
+    end: int,
+    bn: StatisticsPolicy,
+    more: Mapping[str, Any],
+) -> None:
+    """Evaluate an average and log it; what fails here is reported, and training goes on."""
+    try:
+        lawa = evaluate_latest(task, run, k=k, end=end, bn=bn)
+    except SelectionError:
+        # Old checkpoints may have been pruned; later windows do not need them.
+        return
+    except (LawaError, OSError) as error:
+        log.write("lawa_failed", k=k, end=end, reason=str(error))
+        progress.note(f"   LAWA k={k}, end {end:3d} could not be evaluated: {error}")
+        return
+    log.write("lawa", **lawa, **more)
+    progress.lawa(lawa)

@@ -57,6 +57,10 @@ class Progress:
         """One line for an evaluated average."""
         self._line(f"   LAWA k={row['k']}, end {row['end']:3d}:  {_figures(row, 'val/')}")
 
+    def note(self, text: str) -> None:
+        """One line about something that went wrong and does not stop the training."""
+        self._line(text)
+
     def _line(self, text: str) -> None:
         if not self._quiet:
             self._bar.write(text, file=sys.stderr)

@@ -1,6 +1,6 @@
 """Where a run stands, and going on from there."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -9,12 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from lawa_jax.errors import CheckpointNotFoundError, ConfigError
+from lawa_jax.averaging import window
+from lawa_jax.errors import CheckpointNotFoundError, ConfigError, CorruptCheckpointError
 from lawa_jax.training.lawa import read_placed, read_verified
 from lawa_jax.training.optim import current_name
 from lawa_jax.training.steps import TrainState
 from lawa_jax.training.task import Task
-from lawa_jax.trajectory import list_steps, open_checkpoint, parse_address
+from lawa_jax.trajectory import Run, list_steps, open_checkpoint, parse_address
 from lawa_jax.tree import PyTree, named_leaves, spec_of
 
 
@@ -50,34 +51,92 @@ def to_tree(state: TrainState, position: Position) -> PyTree:
     return {"state": state, "position": numbers}
 
 
-def newest(run: epath.Path, *, epochs_needed: int = 1) -> int | None:
-    """The newest committed resume state whose epochs exist; None where there is none.
+def restore_newest(
+    run: epath.Path, task: Task, *, lawa_k: int, say: Callable[[str], None]
+) -> tuple[TrainState, Position] | None:
+    """The newest usable train state and its position; None where nothing was saved yet.
+
+    A resume state is usable if it is undamaged and the models are there that the next windows of
+    `lawa_k` epochs reach back to.
 
     Args:
       run: the run directory.
-      epochs_needed: how many of the latest finished epochs later windows reach back to.
-    """
-    if not (run / "resume").exists() or not (run / "epochs").exists():
-        return None
-    epochs = set(list_steps(run / "epochs"))
-    for step in reversed(list_steps(run / "resume")):
-        checkpoint = open_checkpoint(run / "resume", step=step, include=("position/epoch",))
-        finished = int(checkpoint.read_leaf("position/epoch")) - 1
-        needed = range(max(1, finished - epochs_needed + 1), finished + 1)
-        if epochs.issuperset(needed):
-            return step
-    return None
-
-
-def restore(run: epath.Path, step: int, task: Task) -> tuple[TrainState, Position]:
-    """The train state and position saved at `step`.
+      task: the problem.
+      lawa_k: number of checkpoints averaged; 0 needs the newest model alone.
+      say: told about states that are passed over.
 
     Raises:
+      CheckpointNotFoundError: epochs or resume states were saved, but none can be gone on from;
+        names what is missing and what is there.
       ConfigError: the state is another model's or optimizer's.
     """
-    where = run / "resume"
-    stored = read_verified(open_checkpoint(where, step=step, include=("position",)))["position"]
-    checkpoint = open_checkpoint(where, step=step, include=("state",))
+    group = task.place.group
+    # One process looks for all: another might see a directory that is being removed.
+    found = _states(run, max(1, lawa_k)) if group.index == 0 else None
+    epochs, states = group.exchange("resume at", found)[0]
+    problems: list[str] = []
+    for step, problem in states:
+        try:
+            restored = None if problem else _restore(run, step, task)
+        except CorruptCheckpointError as error:
+            problem, restored = f"resume state {step} is damaged ({error})", None
+        if restored is not None:
+            for each in problems:
+                say(f"note: {each}")
+            return restored
+        problems.append(problem)
+    if not epochs and not problems:
+        return None
+    newest = f"{run}@{epochs[-1]}" if epochs else "ANOTHER_RUN"
+    raise CheckpointNotFoundError(
+        f"{run} cannot be resumed: {'; '.join(problems) or 'it holds no resume state'}. Its models "
+        f"are of epochs {window.describe(epochs)}; nothing was changed. Restore what is missing "
+        "from a copy, resume with a smaller --lawa_k where models are missing, or start a new run "
+        f"from the weights with --init_from {newest}"
+    )
+
+
+def _states(run: epath.Path, needed: int) -> tuple[list[int], list[tuple[int, str]]]:
+    """Epochs whose models are there; resume states, newest first, each with what speaks against it.
+
+    Args:
+      run: the run directory.
+      needed: how many of the latest finished epochs later windows reach back to.
+    """
+    epochs = list_steps(run / "epochs") if (run / "epochs").exists() else []
+    if not (run / "resume").exists():
+        return epochs, []
+    states = Run(run / "resume")
+    return epochs, [(s, _problem(states, s, epochs, needed)) for s in reversed(states.steps)]
+
+
+def _problem(states: Run, step: int, epochs: Sequence[int], needed: int) -> str:
+    """Why a run cannot go on from a resume state, as far as its position tells; "" if it can."""
+    try:
+        finished = int(_position_of(states, step)["epoch"]) - 1
+    except CorruptCheckpointError as error:
+        return f"resume state {step} is damaged ({error})"
+    wanted = range(max(1, finished - needed + 1), finished + 1)
+    missing = [epoch for epoch in wanted if epoch not in epochs]
+    if not missing:
+        return ""
+    return (
+        f"resume state {step} goes on after epoch {finished} and needs the models of epochs "
+        f"{window.describe(wanted)}, of which {window.describe(missing)} "
+        f"{'is' if len(missing) == 1 else 'are'} missing"
+    )
+
+
+def _position_of(states: Run, step: int) -> dict[str, Any]:
+    position: dict[str, Any] = read_verified(states.open(step, include=("position",)))["position"]
+    return position
+
+
+def _restore(run: epath.Path, step: int, task: Task) -> tuple[TrainState, Position]:
+    """The train state and position saved at `step`."""
+    states = Run(run / "resume")
+    stored = _position_of(states, step)
+    checkpoint = states.open(step, include=("state",))
     position = Position(
         int(stored["epoch"]),
         int(stored["samples"]),

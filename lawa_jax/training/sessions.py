@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from etils import epath
@@ -12,8 +12,7 @@ from lawa_jax.display import table
 from lawa_jax.distributed import together
 from lawa_jax.errors import SelectionError
 from lawa_jax.report.curves import curves
-from lawa_jax.training import resume as resume_
-from lawa_jax.training import run_directory, session_lock
+from lawa_jax.training import resume, run_directory, session_lock
 from lawa_jax.training.config import RunConfig, to_json
 from lawa_jax.training.lawa import evaluate_ends
 from lawa_jax.training.log import JsonLog
@@ -27,7 +26,7 @@ def train_run(
     config: RunConfig,
     *,
     bn: StatisticsPolicy,
-    resume: bool,
+    resuming: bool,
     init_from: str | None,
     title: str,
 ) -> None:
@@ -38,31 +37,34 @@ def train_run(
       ConfigError: resuming with a configuration that changes the trajectory.
     """
     run, group = epath.Path(config.run_dir), task.place.group
+
+    def say(text: str) -> None:
+        if group.index == 0:
+            print(text, file=sys.stderr, flush=True)
+
     # Before anything is written, so that a mistake changes nothing.
-    if resume:
+    if resuming:
         run_directory.check_resumable(run, to_json(config), config.changeable)
     else:
         run_directory.check_new(run)
     with session_lock.held(run, group):
-        state, position = None, resume_.Position()
-        if resume:
-            step = group.exchange(
-                "resume at", resume_.newest(run, epochs_needed=max(1, config.lawa_k))
-            )[0]
-            if step is not None:
-                state, position = resume_.restore(run, step, task)
-                say = print if group.index == 0 else lambda *args, **kw: None
-                say(
-                    f"resuming {run} in epoch {position.epoch} after {position.step} updates",
-                    file=sys.stderr,
-                )
+        state, position = None, resume.Position()
+        if resuming:
+            _say_changes(run, config, say)
+            restored = resume.restore_newest(run, task, lawa_k=config.lawa_k, say=say)
+            if restored is None:
+                say(f"{run} has saved nothing yet: starting at epoch 1")
+            else:
+                state, position = restored
+                say(f"resuming {run} in epoch {position.epoch} after {position.step} updates")
+        was_finished = position.finished_epochs >= config.epochs
         if state is None:
             state = (
-                resume_.initial_model(init_from, task)
+                resume.initial_model(init_from, task)
                 if init_from
                 else task.place.state(task.init())
             )
-        if not resume:
+        if not resuming:
             # Last, so that a mistake above leaves no run behind.
             together(
                 group,
@@ -83,7 +85,7 @@ def train_run(
     if group.index:
         return
     # Drawing takes a second to import, which nobody should wait for before training.
-    from lawa_jax.report.run_report import report
+    from lawa_jax.report.run_report import described, report
 
     log = JsonLog(run_directory.log_path(run))
     policy = bn if task.recalibrate is not None else None
@@ -92,7 +94,20 @@ def train_run(
         for (k, used, end), row in log.by("lawa", "k", "bn", "end").items()
         if k == config.lawa_k and used == policy
     }
-    print(report(curves(log.by("epoch", "epoch"), averages), title, Path(run) / "report"))
+    found, folder = curves(log.by("epoch", "epoch"), averages), Path(run) / "report"
+    if was_finished and folder.exists():
+        print(described(found))
+        print(f"the run was finished before, so its report in {folder} is left as it is")
+        return
+    print(report(found, title, folder))
+
+
+def _say_changes(run: epath.Path, config: RunConfig, say: Callable[[str], None]) -> None:
+    """Name the settings that differ from the run's, but leave its trajectory alone."""
+    old, new = run_directory.read_config(run), to_json(config)
+    for name in sorted(config.changeable & old.keys() - {"run_dir"}):
+        if old[name] != new.get(name):
+            say(f"{name} is {new.get(name)!r} in this session; the run began with {old[name]!r}")
 
 
 def evaluate_run(

@@ -9,7 +9,7 @@ import pytest
 from etils import epath
 
 from lawa_jax.averaging.host import BlockAverage
-from lawa_jax.errors import TrainingFailedError
+from lawa_jax.errors import CheckpointNotFoundError, TrainingFailedError
 from lawa_jax.script import Terminated
 from lawa_jax.training import lawa, resume
 from lawa_jax.training.log import JsonLog
@@ -29,8 +29,13 @@ def run_from_scratch(task, run, **options):
 
 
 def resume_run(task, run, **options):
-    step = resume.newest(run)
-    train(task, run, *resume.restore(run, step, task), **{"epochs": EPOCHS, "lawa_k": K, **options})
+    restored = resume.restore_newest(run, task, lawa_k=options.get("lawa_k", K), say=print)
+    train(task, run, *restored, **{"epochs": EPOCHS, "lawa_k": K, **options})
+
+
+def newest(run, lawa_k=1):
+    """The step that a resumed run goes on from."""
+    return resume.restore_newest(run, tiny_task(), lawa_k=lawa_k, say=print)[1].step
 
 
 def checksums(run):
@@ -101,7 +106,7 @@ def test_stopping_anywhere_and_resuming_changes_no_bit(finished, tmp_path, updat
 
     with pytest.raises(Terminated):
         run_from_scratch(task._replace(train_step=stopping_step), run)
-    assert resume.newest(run) == updates
+    assert newest(run) == updates
     resume_run(tiny_task(), run)
     assert checksums(run) == checksums(finished)
     for event, key in (("epoch", "epoch"), ("lawa", "end")):
@@ -118,7 +123,7 @@ def test_resume_states_in_mid_epoch_give_the_same_bits_too(finished, tmp_path):
     assert list_steps(run / "resume") == [3, 4, 6, 8]
     for step in (4, 8):
         (run / "resume" / str(step)).rmtree()
-    assert resume.newest(run) == 6
+    assert newest(run) == 6
     resume_run(tiny_task(), run)
     assert checksums(run) == checksums(finished)
 
@@ -126,12 +131,13 @@ def test_resume_states_in_mid_epoch_give_the_same_bits_too(finished, tmp_path):
 def test_a_resume_state_whose_epoch_is_gone_is_passed_over(tmp_path):
     run = epath.Path(tmp_path)
     run_from_scratch(tiny_task(), run, epochs=3, keep_resume=9)
-    assert resume.newest(run) == 12
+    assert newest(run) == 12
     (run / "epochs" / "3").rmtree()
-    assert resume.newest(run) == 8
+    assert newest(run) == 8
     (run / "epochs" / "1").rmtree()
-    assert resume.newest(run) == 8
-    assert resume.newest(run, epochs_needed=2) is None
+    assert newest(run) == 8
+    with pytest.raises(CheckpointNotFoundError, match=r"needs the models of epochs .* missing"):
+        newest(run, lawa_k=2)
 
 
 def test_half_written_checkpoints_are_neither_listed_nor_kept(finished, tmp_path):
@@ -165,7 +171,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_what_was_good(tmp_path):
     with pytest.raises(TrainingFailedError, match="loss is nan at update 11 in epoch 3"):
         run_from_scratch(tiny_task(poison_at=9), run)
     assert list_steps(run) == [1, 2]
-    assert resume.newest(run) == 8
+    assert newest(run) == 8
     assert np.isfinite(open_checkpoint(run, step=2).read_leaf("params/w")).all()
 
 
