@@ -1,103 +1,161 @@
-"""A copy of what this process holds of a sharded tree, to be written beside the others' parts."""
+"""A host copy of what this process saves of a tree, and its form for Orbax."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
-from etils import epath
 
 from lawa_jax.distributed import Group
-from lawa_jax.output.shared_writer import SharedWriter
+from lawa_jax.errors import TreeMismatchError
+from lawa_jax.trajectory.digest import combine, leaf_digest_block
+from lawa_jax.trajectory.formats.orbax_metadata import DICT, StoredLeaf
 from lawa_jax.trajectory.formats.raw_chunks import Bounds
-from lawa_jax.tree import Index, LeafSpec, PyTree, named_leaves, spec_of
+from lawa_jax.tree import Index, LeafSpec, PyTree, named_leaves, nested, spec_of
 
 
-class Snapshot(NamedTuple):
-    """Part of a tree.
+class Leaf(NamedTuple):
+    """What this process saves of one leaf.
 
     Attributes:
-      specs: of all leaves of the whole tree.
-      chunks: storage chunks of sharded leaves: one a shard.
-      blocks: what this process writes, copied to the host.
+      spec: of the whole leaf.
+      owners: the device that saves each part of a leaf spread over processes; {} for a leaf that
+        every process holds whole, which process 0 saves.
+      blocks: copies of the parts that are saved here.
     """
 
-    specs: dict[str, LeafSpec]
-    chunks: dict[str, tuple[int, ...]]
-    blocks: list[tuple[str, Index, np.ndarray]]
+    spec: LeafSpec
+    owners: Mapping[Bounds, Any]
+    blocks: Mapping[Bounds, np.ndarray]
+
+
+Snapshot = dict[str, Leaf]
 
 
 def snapshot(tree: PyTree, group: Group) -> Snapshot:
-    """Copy to the host what this process is to write of a tree.
+    """Copy to the host what this process is to save of a tree.
 
-    Every part of a leaf is written by one of the processes that hold it, and all processes find
-    the same, without speaking: the one with the fewest bytes so far.
+    Every part of a leaf is saved by one of the devices that hold it, and all processes find the
+    same one without speaking: it belongs to the process with the fewest bytes so far.
+
+    Raises:
+      TreeMismatchError: Orbax could not save the tree, or could not restore it (`check_savable`).
     """
     leaves = named_leaves(tree)
     specs = {name: spec_of(leaf) for name, leaf in leaves.items()}
-    chunks: dict[str, tuple[int, ...]] = {}
-    mine: list[tuple[str, Bounds]] = []
+    check_savable(specs)
     load = [0] * group.count
+    owners: dict[str, dict[Bounds, Any]] = {}
     for name, leaf in leaves.items():
-        itemsize = specs[name].dtype.itemsize
-        for bounds, holders in holders_of(leaf, group.count).items():
-            shape = tuple(stop - start for start, stop in bounds)
-            owner = min(holders, key=lambda process: (load[process], process))
-            load[owner] += int(np.prod(shape, dtype=np.int64)) * itemsize
-            if shape != specs[name].shape:
-                chunks[name] = shape
-            if owner == group.index:
-                mine.append((name, bounds))
-    for name, _ in mine:
-        if hasattr(leaves[name], "copy_to_host_async"):
-            leaves[name].copy_to_host_async()
-    blocks = [(name, slices(bounds), _block(leaves[name], bounds)) for name, bounds in mine]
-    return Snapshot(specs, chunks, blocks)
+        owners[name] = {}
+        for bounds, devices in _spread(leaf, group).items():
+            owner = min(devices, key=lambda d: (load[d.process_index], d.process_index, d.id))
+            load[owner.process_index] += _size(bounds) * specs[name].dtype.itemsize
+            owners[name][bounds] = owner
+        is_here = any(d.process_index == group.index for d in owners[name].values())
+        if hasattr(leaf, "copy_to_host_async") and (is_here or not owners[name]):
+            leaf.copy_to_host_async()
+    return {
+        name: Leaf(specs[name], owners[name], _copies(leaf, owners[name], group))
+        for name, leaf in leaves.items()
+    }
 
 
-def write_snapshot(
-    directory: epath.PathLike,
-    part: Snapshot,
-    group: Group,
-    *,
-    metrics: Mapping[str, float] | None = None,
-    overwrite: bool = False,
-) -> None:
-    """Write a tree together, as `write_checkpoint` does alone; every process calls it.
+def check_savable(specs: Mapping[str, LeafSpec]) -> None:
+    """Refuse what Orbax saves wrongly or not at all, before anything is saved.
 
     Raises:
-      OutputExistsError, CheckpointWriteError, CorruptCheckpointError: in every process.
+      TreeMismatchError: an empty leaf, which Orbax refuses; two leaves of one stored name, of which
+        it keeps one; or a name that it cannot restore.
     """
-    with SharedWriter(
-        group,
-        directory,
-        part.specs,
-        {name: tuple(name.split("/")) for name in part.specs},
-        overwrite=overwrite,
-        metrics=metrics,
-        chunks=part.chunks,
-    ) as writer:
-        for name, index, block in part.blocks:
-            writer.write(name, index, block)
-        writer.finish()
+    stored: dict[str, str] = {}
+    for name, spec in specs.items():
+        keys = tuple(name.split("/"))
+        entry = StoredLeaf(keys, (DICT,) * len(keys), "np.ndarray", False)
+        if not spec.size:
+            raise TreeMismatchError(
+                f"leaf {name!r} is {spec}: Orbax cannot save an array without elements; leave it "
+                "out of the model or optimizer state"
+            )
+        if "\\" in name or "" in keys or not entry.has_safe_folder:
+            raise TreeMismatchError(
+                f"leaf {name!r}: Orbax cannot restore an array of this name; rename it without "
+                "backslashes and without empty keys"
+            )
+        if (other := stored.setdefault(entry.folder, name)) != name:
+            raise TreeMismatchError(
+                f"leaves {other!r} and {name!r} would be saved under one name {entry.folder!r}, "
+                "since Orbax joins keys by dots; rename one of them"
+            )
 
 
-def holders_of(leaf: Any, count: int) -> dict[Bounds, list[int]]:
-    """The distinct parts of a leaf, and the processes that hold each, ascending.
+def digests(part: Snapshot, group: Group) -> dict[str, int]:
+    """This process's share of the digest of every leaf; the shares of all processes add up."""
+    return {
+        name: combine(
+            *(leaf_digest_block(b, leaf.spec.shape, slices(at)) for at, b in leaf.blocks.items())
+        )
+        for name, leaf in part.items()
+        if leaf.owners or group.index == 0
+    }
 
-    What is no `jax.Array` over several processes is taken to be the same in all of them.
+
+def orbax_tree(part: Snapshot) -> dict[str, Any]:
+    """The tree to be given to Orbax: numpy arrays, and `jax.Array`s where processes share a leaf.
+
+    Orbax restores numpy arrays on any number of devices without being told how.
     """
+    return nested({tuple(name.split("/")): _orbax_leaf(leaf) for name, leaf in part.items()})
+
+
+def _orbax_leaf(leaf: Leaf) -> Any:
+    import jax
+    from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
+
+    if not leaf.owners:
+        (block,) = leaf.blocks.values()
+        return block
+    parts = sorted(leaf.owners)
+    grid = [len({bounds[axis] for bounds in parts}) for axis in range(len(leaf.spec.shape))]
+    names = [f"axis{i}" for i in range(len(grid))]
+    devices = np.array([leaf.owners[bounds] for bounds in parts]).reshape(1, *grid)
+    # In host memory, so that nothing goes back to the accelerator.
+    mesh = Mesh(devices, ("whole", *names))
+    place = NamedSharding(mesh, PartitionSpec(*names), memory_kind="pinned_host")
+    arrays = [
+        jax.device_put(block, SingleDeviceSharding(leaf.owners[at], memory_kind="pinned_host"))
+        for at, block in leaf.blocks.items()
+    ]
+    return jax.make_array_from_single_device_arrays(
+        leaf.spec.shape, place, arrays, dtype=leaf.spec.dtype
+    )
+
+
+def _spread(leaf: Any, group: Group) -> dict[Bounds, list[Any]]:
+    """Parts of a leaf and the devices that hold each; {} for a leaf each process holds whole."""
     sharding = getattr(leaf, "sharding", None)
-    if sharding is None or sharding.is_fully_addressable:
-        return {tuple((0, n) for n in np.shape(leaf)): list(range(count))}
-    return parts_of(sharding, leaf.shape)
+    if group.count == 1 or sharding is None or sharding.is_fully_addressable:
+        return {}
+    return devices_of(sharding, leaf.shape)
 
 
-def parts_of(sharding: Any, shape: tuple[int, ...]) -> dict[Bounds, list[int]]:
-    """The distinct parts that a sharding cuts a shape into, and the processes that hold each."""
-    holders: dict[Bounds, set[int]] = {}
+def _copies(leaf: Any, owners: Mapping[Bounds, Any], group: Group) -> dict[Bounds, np.ndarray]:
+    """Copies, since on CPU a buffer may be shared with one that the next update reuses."""
+    if not owners:
+        return {tuple((0, n) for n in np.shape(leaf)): np.array(leaf)}
+    shards = {shard.device: shard for shard in leaf.addressable_shards}
+    return {
+        bounds: np.array(shards[device].data)
+        for bounds, device in owners.items()
+        if device.process_index == group.index
+    }
+
+
+def devices_of(sharding: Any, shape: tuple[int, ...]) -> dict[Bounds, list[Any]]:
+    """The distinct parts that a sharding cuts a shape into, and the devices that hold each."""
+    holders: dict[Bounds, list[Any]] = {}
     for device, index in sharding.devices_indices_map(shape).items():
-        holders.setdefault(bounds_in(index, shape), set()).add(device.process_index)
-    return {bounds: sorted(holders[bounds]) for bounds in sorted(holders)}
+        holders.setdefault(bounds_in(index, shape), []).append(device)
+    return {bounds: holders[bounds] for bounds in sorted(holders)}
 
 
 def bounds_in(index: Index, shape: tuple[int, ...]) -> Bounds:
@@ -110,11 +168,5 @@ def slices(bounds: Bounds) -> Index:
     return tuple(slice(start, stop) for start, stop in bounds)
 
 
-def _block(leaf: Any, bounds: Bounds) -> np.ndarray:
-    """A copy: on CPU a buffer may be shared with one that the next update reuses."""
-    if getattr(leaf, "is_fully_addressable", True):
-        return np.array(leaf)
-    for shard in leaf.addressable_shards:
-        if bounds_in(shard.index, leaf.shape) == bounds:
-            return np.array(shard.data)
-    raise AssertionError(f"{bounds} is not on this process")
+def _size(bounds: Bounds) -> int:
+    return int(np.prod([stop - start for start, stop in bounds], dtype=np.int64))
