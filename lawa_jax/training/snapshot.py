@@ -1,6 +1,6 @@
 """A host copy of what this process saves of a tree, and its form for Orbax."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,14 +18,17 @@ class Leaf(NamedTuple):
 
     Attributes:
       spec: of the whole leaf.
-      owners: the device that saves each part of a leaf spread over processes; {} for a leaf that
-        every process holds whole, which process 0 saves.
+      devices: of a leaf that is spread over processes: the devices that save it, an array
+        [copies, parts along axis 0, parts along axis 1, ...]. The first copy counts. None for a
+        leaf that is no array over several processes: process 0 saves it.
       blocks: copies of the parts that are saved here.
+      counted: those of them that no other process counts in the digest.
     """
 
     spec: LeafSpec
-    owners: Mapping[Bounds, Any]
+    devices: np.ndarray | None
     blocks: Mapping[Bounds, np.ndarray]
+    counted: Sequence[Bounds]
 
 
 Snapshot = dict[str, Leaf]
@@ -34,8 +37,8 @@ Snapshot = dict[str, Leaf]
 def snapshot(tree: PyTree, group: Group) -> Snapshot:
     """Copy to the host what this process is to save of a tree.
 
-    Every part of a leaf is saved by one of the devices that hold it, and all processes find the
-    same one without speaking: it belongs to the process with the fewest bytes so far.
+    Orbax wants every process to take part in every array. So where several processes hold the
+    same part of a leaf each of them saves an equal share of it, if it divides.
 
     Raises:
       TreeMismatchError: Orbax could not save the tree, or could not restore it (`check_savable`).
@@ -43,21 +46,67 @@ def snapshot(tree: PyTree, group: Group) -> Snapshot:
     leaves = named_leaves(tree)
     specs = {name: spec_of(leaf) for name, leaf in leaves.items()}
     check_savable(specs)
-    load = [0] * group.count
-    owners: dict[str, dict[Bounds, Any]] = {}
-    for name, leaf in leaves.items():
-        owners[name] = {}
-        for bounds, devices in _spread(leaf, group).items():
-            owner = min(devices, key=lambda d: (load[d.process_index], d.process_index, d.id))
-            load[owner.process_index] += _size(bounds) * specs[name].dtype.itemsize
-            owners[name][bounds] = owner
-        is_here = any(d.process_index == group.index for d in owners[name].values())
-        if hasattr(leaf, "copy_to_host_async") and (is_here or not owners[name]):
-            leaf.copy_to_host_async()
-    return {
-        name: Leaf(specs[name], owners[name], _copies(leaf, owners[name], group))
-        for name, leaf in leaves.items()
-    }
+    if group.count == 1:
+        for leaf in leaves.values():
+            if hasattr(leaf, "copy_to_host_async"):
+                leaf.copy_to_host_async()
+    return {name: _part(leaf, specs[name], group) for name, leaf in leaves.items()}
+
+
+def _part(leaf: Any, spec: LeafSpec, group: Group) -> Leaf:
+    sharding = getattr(leaf, "sharding", None)
+    if group.count == 1 or sharding is None or sharding.is_fully_addressable:
+        # A copy, since on CPU a buffer may be shared with one that the next update reuses.
+        whole = tuple((0, n) for n in spec.shape)
+        return Leaf(spec, None, {whole: np.array(leaf)}, [] if group.index else [whole])
+    devices = saving_devices(sharding, spec.shape)
+    shards = {shard.device: shard for shard in leaf.addressable_shards}
+    blocks, counted = {}, []
+    for bounds, copies in _cells(devices, spec.shape):
+        if copies[0] in shards:
+            counted.append(bounds)
+        for device in copies:
+            if device in shards:
+                shard = shards[device]
+                starts = [start for start, _ in bounds_in(shard.index, spec.shape)]
+                inside = tuple(
+                    slice(a - start, b - start)
+                    for (a, b), start in zip(bounds, starts, strict=True)
+                )
+                # Only the share is copied to the host; on CPU the shard is there already.
+                data = np.asarray(shard.data) if device.platform == "cpu" else shard.data
+                blocks[bounds] = np.array(data[inside])
+    return Leaf(spec, devices, blocks, counted)
+
+
+def saving_devices(sharding: Any, shape: tuple[int, ...]) -> np.ndarray:
+    """The devices that save a leaf (`Leaf.devices`), the same in every process."""
+    parts = devices_of(sharding, shape)
+    # One device of every process that holds a part.
+    holders = [
+        [device for _, device in sorted({d.process_index: d for d in devices}.items())]
+        for devices in parts.values()
+    ]
+    copies = min(map(len, holders))
+    grid = [len({bounds[axis] for bounds in parts}) for axis in range(len(shape))]
+    devices = np.empty((len(holders), copies), object)
+    devices[:] = [some[:copies] for some in holders]
+    devices = devices.T.reshape(copies, *grid)
+    sizes = [n // pieces for n, pieces in zip(shape, grid, strict=True)]
+    for axis in sorted(range(len(shape)), key=lambda axis: -sizes[axis]):
+        if copies > 1 and sizes[axis] % copies == 0:
+            grid[axis] *= copies
+            return np.moveaxis(devices, 0, axis + 1).reshape(1, *grid)
+    return devices
+
+
+def _cells(devices: np.ndarray, shape: tuple[int, ...]) -> Iterator[tuple[Bounds, np.ndarray]]:
+    """The parts of a leaf, and the devices that hold a copy of each."""
+    grid = devices.shape[1:]
+    sizes = [n // pieces for n, pieces in zip(shape, grid, strict=True)]
+    for cell in np.ndindex(*grid):
+        bounds = tuple((i * n, (i + 1) * n) for i, n in zip(cell, sizes, strict=True))
+        yield bounds, devices[(slice(None), *cell)]
 
 
 def check_savable(specs: Mapping[str, LeafSpec]) -> None:
@@ -88,14 +137,13 @@ def check_savable(specs: Mapping[str, LeafSpec]) -> None:
             )
 
 
-def digests(part: Snapshot, group: Group) -> dict[str, int]:
+def digests(part: Snapshot) -> dict[str, int]:
     """This process's share of the digest of every leaf; the shares of all processes add up."""
     return {
         name: combine(
-            *(leaf_digest_block(b, leaf.spec.shape, slices(at)) for at, b in leaf.blocks.items())
+            *(leaf_digest_block(leaf.blocks[b], leaf.spec.shape, slices(b)) for b in leaf.counted)
         )
         for name, leaf in part.items()
-        if leaf.owners or group.index == 0
     }
 
 
@@ -111,43 +159,22 @@ def _orbax_leaf(leaf: Leaf) -> Any:
     import jax
     from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
-    if not leaf.owners:
+    if leaf.devices is None:
         (block,) = leaf.blocks.values()
         return block
-    parts = sorted(leaf.owners)
-    grid = [len({bounds[axis] for bounds in parts}) for axis in range(len(leaf.spec.shape))]
-    names = [f"axis{i}" for i in range(len(grid))]
-    devices = np.array([leaf.owners[bounds] for bounds in parts]).reshape(1, *grid)
+    names = [f"axis{i}" for i in range(leaf.devices.ndim - 1)]
     # In host memory, so that nothing goes back to the accelerator.
-    mesh = Mesh(devices, ("whole", *names))
-    place = NamedSharding(mesh, PartitionSpec(*names), memory_kind="pinned_host")
-    arrays = [
-        jax.device_put(block, SingleDeviceSharding(leaf.owners[at], memory_kind="pinned_host"))
-        for at, block in leaf.blocks.items()
-    ]
-    return jax.make_array_from_single_device_arrays(
-        leaf.spec.shape, place, arrays, dtype=leaf.spec.dtype
+    place = NamedSharding(
+        Mesh(leaf.devices, ("copy", *names)), PartitionSpec(*names), memory_kind="pinned_host"
     )
-
-
-def _spread(leaf: Any, group: Group) -> dict[Bounds, list[Any]]:
-    """Parts of a leaf and the devices that hold each; {} for a leaf each process holds whole."""
-    sharding = getattr(leaf, "sharding", None)
-    if group.count == 1 or sharding is None or sharding.is_fully_addressable:
-        return {}
-    return devices_of(sharding, leaf.shape)
-
-
-def _copies(leaf: Any, owners: Mapping[Bounds, Any], group: Group) -> dict[Bounds, np.ndarray]:
-    """Copies, since on CPU a buffer may be shared with one that the next update reuses."""
-    if not owners:
-        return {tuple((0, n) for n in np.shape(leaf)): np.array(leaf)}
-    shards = {shard.device: shard for shard in leaf.addressable_shards}
-    return {
-        bounds: np.array(shards[device].data)
-        for bounds, device in owners.items()
-        if device.process_index == group.index
-    }
+    arrays = [
+        jax.device_put(leaf.blocks[bounds], SingleDeviceSharding(device, memory_kind="pinned_host"))
+        for bounds, copies in _cells(leaf.devices, leaf.spec.shape)
+        if bounds in leaf.blocks
+        for device in copies
+        if device.process_index == jax.process_index()
+    ]
+    return jax.make_array_from_single_device_arrays(leaf.spec.shape, place, arrays)
 
 
 def devices_of(sharding: Any, shape: tuple[int, ...]) -> dict[Bounds, list[Any]]:
@@ -166,7 +193,3 @@ def bounds_in(index: Index, shape: tuple[int, ...]) -> Bounds:
 def slices(bounds: Bounds) -> Index:
     """(start, stop) pairs as slices."""
     return tuple(slice(start, stop) for start, stop in bounds)
-
-
-def _size(bounds: Bounds) -> int:
-    return int(np.prod([stop - start for start, stop in bounds], dtype=np.int64))

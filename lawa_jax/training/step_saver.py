@@ -67,7 +67,7 @@ class StepSaver:
         self, directory: epath.Path, step: int, part: Snapshot, metrics: Mapping[str, float] | None
     ) -> None:
         group = self._group
-        own = digests(part, group)
+        own = digests(part)
         shares = group.exchange("digests", own)
         whole = {name: to_hex(combine(*(s.get(name, 0) for s in shares))) for name in part}
         items: dict[str, Any] = {
@@ -98,6 +98,7 @@ class StepSaver:
         logging.getLogger("absl").addFilter(_is_worth_saying)
         processes = None if self._group.count == 1 else set(range(self._group.count))
         options = ocp.CheckpointManagerOptions(
+            create=False,
             max_to_keep=keep,
             async_options=ocp.options.AsyncOptions(
                 post_finalization_callback=self._complete, barrier_sync_fn=self._barrier
@@ -178,7 +179,7 @@ def _check(item: epath.Path, step: epath.Path, part: Snapshot, own: Mapping[str,
     stored = Checkpoint(Located(item, step, None, str(step)), ("*",), ())
     for name, expected in own.items():
         found = []
-        for bounds in part[name].blocks:
+        for bounds in part[name].counted:
             index = slices(bounds)
             block = np.empty(tuple(stop - start for start, stop in bounds), part[name].spec.dtype)
             stored.read(name, index, block)
