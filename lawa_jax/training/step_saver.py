@@ -156,8 +156,10 @@ class StepSaver:
     def _barrier(self, *, key: str, timeout_ms: int) -> None:
         """How Orbax waits for all processes: a failure of one is the failure of all."""
         if "async_write_complete" in key and self._group.count > 1:
+            # Until all have written, files come and go.
+            self._group.exchange("written")
             # Process 0 cannot make durable what still is in another machine's memory.
-            together(self._group, "written", lambda: _sync(self._staging))
+            together(self._group, "synced", lambda: _sync(self._staging))
             together(self._group, "verified", self._verify)
         self._group.exchange(f"orbax {key}")
 
