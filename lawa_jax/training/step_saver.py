@@ -7,6 +7,7 @@ the rename it syncs what was written, reads it back and compares the digests.
 
 import errno
 import logging
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,7 @@ class StepSaver:
     def __init__(self, root: epath.Path, group: Group, *, keep: int | None = None) -> None:
         self._root, self._group, self._keep = root, group, keep
         self._manager: Any = None
+        self._staging: epath.Path | None = None
 
     def save(self, step: int, part: Snapshot, metrics: Mapping[str, float] | None) -> None:
         """Save a step to the end: when this returns it is published, and durable.
@@ -55,9 +57,9 @@ class StepSaver:
         directory = self._root / str(step)
         try:
             self._save(directory, step, part, metrics)
-        except LawaError:
-            raise
         except Exception as error:  # Orbax and TensorStore raise many types.
+            if isinstance(error, LawaError):
+                raise
             raise CheckpointWriteError(
                 getattr(error, "errno", None) or errno.EIO,
                 f"cannot write {directory}: {reason_of(error)}; nothing was published",
@@ -75,7 +77,7 @@ class StepSaver:
         }
         if metrics is not None:
             items["metrics"] = dict(metrics)
-        exists = group.exchange("exists", is_committed(directory))[0]
+        exists = group.exchange("exists", directory.exists())[0]
         if exists and not is_object_store(directory):
             aside = self._root / _REPLACING
             together(group, "aside", lambda: None if group.index else _make_empty(aside))
@@ -101,7 +103,10 @@ class StepSaver:
             create=False,
             max_to_keep=keep,
             async_options=ocp.options.AsyncOptions(
-                post_finalization_callback=self._complete, barrier_sync_fn=self._barrier
+                post_finalization_callback=self._complete,
+                barrier_sync_fn=self._barrier,
+                # Else a save that fails at once leaves a thread that waits for five minutes.
+                create_directories_asynchronously=False,
             ),
             # With named processes Orbax waits through the coordination service; its collectives
             # on the devices would meet those of the training step.
@@ -165,15 +170,20 @@ class StepSaver:
 
     def _complete(self) -> None:
         """Called by Orbax in process 0, before it renames a complete step to its final name."""
+        assert self._staging is not None
         _sync(self._staging)
         if self._group.count == 1:
             self._verify()
 
     def close(self) -> None:
-        """Release Orbax's threads."""
-        if self._manager is not None:
-            self._manager.close()
-            self._manager = None
+        """Release Orbax's threads, and remove what a failed save has left."""
+        try:
+            if self._manager is not None:
+                self._manager.close()
+        finally:
+            if self._staging is not None and self._group.index == 0:
+                for leftover in (self._staging, self._root / _REPLACING):
+                    shutil.rmtree(leftover, ignore_errors=True)
 
 
 def _check(item: epath.Path, step: epath.Path, part: Snapshot, own: Mapping[str, int]) -> None:
