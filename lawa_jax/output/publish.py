@@ -131,10 +131,11 @@ def publish(staging: Path, target: Path, *, overwrite: bool) -> None:
         rename_no_replace(staging, target)
     # Published; if the name cannot be made durable now, the kernel still writes it soon.
     with contextlib.suppress(OSError):
-        _fsync(str(target.parent))
+        fsync_path(str(target.parent))
 
 
-def _fsync(path: str) -> None:
+def fsync_path(path: str) -> None:
+    """Make a file, or the names in a directory, durable."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(fd)
@@ -151,4 +152,4 @@ def fsync_tree(root: Path) -> None:
     ]
     # Together they share commits of the journal: five times faster than one by one.
     with ThreadPoolExecutor(16) as pool:
-        list(pool.map(_fsync, names))
+        list(pool.map(fsync_path, names))

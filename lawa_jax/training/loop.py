@@ -23,9 +23,11 @@ from lawa_jax.training.progress import Progress
 from lawa_jax.training.resume import Position, to_tree
 from lawa_jax.training.run_directory import log_path
 from lawa_jax.training.run_writer import RunWriter
+from lawa_jax.training.snapshot import check_savable
 from lawa_jax.training.steps import TrainState
 from lawa_jax.training.task import Task
 from lawa_jax.trajectory import list_steps, open_checkpoint
+from lawa_jax.tree import named_leaves, spec_of
 
 
 def train(
@@ -54,9 +56,12 @@ def train(
       keep_resume: resume states kept.
 
     Raises:
+      TreeMismatchError: a leaf that could not be saved.
       TrainingFailedError: a loss that is not finite; the last good checkpoints are kept.
       Terminated: SIGTERM arrived; the state was saved first.
     """
+    # Now, not after the first epoch.
+    check_savable({n: spec_of(x) for n, x in named_leaves(to_tree(state, position)).items()})
     group = task.place.group
     log = JsonLog(log_path(run), writes=group.index == 0)
     remaining = (epochs - position.finished_epochs) * task.samples_per_epoch - position.samples

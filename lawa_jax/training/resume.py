@@ -54,7 +54,7 @@ def to_tree(state: TrainState, position: Position) -> PyTree:
 def restore_newest(
     run: epath.Path, task: Task, *, lawa_k: int, say: Callable[[str], None]
 ) -> tuple[TrainState, Position] | None:
-    """The newest usable train state and its position; None where nothing was saved yet.
+    """The newest usable train state and its position; None before the first resume state.
 
     A resume state is usable if it is undamaged and the models are there that the next windows of
     `lawa_k` epochs reach back to.
@@ -85,7 +85,10 @@ def restore_newest(
                 say(f"note: {each}")
             return restored
         problems.append(problem)
-    if not epochs and not problems:
+    if not states and epochs in ([], [1]):
+        # A session that was killed just after its first model has not got further.
+        if epochs:
+            say("note: epoch 1 was saved, but no resume state after it; it is trained again")
         return None
     newest = f"{run}@{epochs[-1]}" if epochs else "ANOTHER_RUN"
     raise CheckpointNotFoundError(

@@ -1,26 +1,24 @@
 """Saving a run's models and resume states in the background, in order, and always to the end.
 
-Training stands still only for the copy from device to host. Digests, writing, verifying and
-publishing happen in one worker thread, so that a resume state is never published before the models
-it follows. Leaving the ``with`` block waits for everything, also after an exception.
+Training stands still only for the copy from device to host. Digests and all that Orbax does to save
+happen in one worker thread, one save after the other, so that a resume state is never published
+before the models it follows are durable. (Orbax's own asynchronous save would copy, make
+directories and wait for an earlier save in the training thread.) Leaving the ``with`` block waits
+for everything, also after an exception.
 """
 
 import time
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
-from typing import Any
 
-import jax
-import numpy as np
 from etils import epath
 
 from lawa_jax.distributed import ALONE, Group
-from lawa_jax.output.tree_writer import write_checkpoint
-from lawa_jax.training.snapshot import snapshot, write_snapshot
-from lawa_jax.trajectory import list_steps
+from lawa_jax.training.snapshot import snapshot
+from lawa_jax.training.step_saver import StepSaver
 from lawa_jax.trajectory.storage import TMP_MARKER
-from lawa_jax.tree import PyTree, named_leaves, nested
+from lawa_jax.tree import PyTree
 
 
 class RunWriter:
@@ -34,16 +32,16 @@ class RunWriter:
 
     def __init__(self, run: epath.Path, *, keep_resume: int = 2, group: Group = ALONE) -> None:
         self._group = group
-        self._epochs, self._resume = run / "epochs", run / "resume"
-        self._keep = keep_resume
-        for folder in (self._epochs, self._resume) if group.index == 0 else ():
+        for folder in (run / "epochs", run / "resume") if group.index == 0 else ():
             folder.mkdir(parents=True, exist_ok=True)
             for leftover in folder.glob(f"*{TMP_MARKER}*"):
                 # Half-written by a killed session of this run; a run has one writer at a time.
                 leftover.rmtree()
         group.exchange("run folders")
+        self._epochs = StepSaver(run / "epochs", group)
+        self._resume = StepSaver(run / "resume", group, keep=keep_resume)
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="lawa-save")
-        self._pending: dict[tuple[str, int], Future[None]] = {}
+        self._pending: dict[tuple[StepSaver, int], Future[None]] = {}
         self.stalled = 0.0
         """Seconds the caller was held up in all: copies, and waits for an earlier save."""
 
@@ -52,29 +50,21 @@ class RunWriter:
 
         A model of this epoch that exists already is replaced once the new one is complete: it
         stems from training past the state that this run was resumed from.
+
+        Raises:
+          TreeMismatchError: the model cannot be saved (`check_savable`).
+          CheckpointWriteError, CorruptCheckpointError: an earlier save has failed.
         """
-        self._submit(
-            ("epoch", epoch),
-            model,
-            lambda tree: self._write(self._epochs / str(epoch), tree, dict(metrics)),
-        )
+        # Copied here: the caller may go on to change its dict while the worker saves.
+        self._submit(self._epochs, epoch, model, dict(metrics))
 
     def save_resume(self, step: int, state: PyTree) -> None:
-        """Save everything needed to go on from `step`; older states beyond `keep_resume` go."""
+        """Save everything needed to go on from `step`; older states beyond `keep_resume` go.
 
-        def write(tree: Any) -> None:
-            self._write(self._resume / str(step), tree, None)
-            if self._group.index == 0:
-                for old in list_steps(self._resume)[: -self._keep]:
-                    (self._resume / str(old)).rmtree()
-
-        self._submit(("resume", step), state, write)
-
-    def _write(self, directory: epath.Path, tree: Any, metrics: dict[str, float] | None) -> None:
-        if self._group.count == 1:
-            write_checkpoint(directory, tree, metrics=metrics, overwrite=True)
-        else:
-            write_snapshot(directory, tree, self._group, metrics=metrics, overwrite=True)
+        Raises:
+          As `save_epoch`.
+        """
+        self._submit(self._resume, step, state, None)
 
     def wait_for_epoch(self, epoch: int) -> float:
         """Wait until an epoch's model is published; seconds waited.
@@ -83,7 +73,7 @@ class RunWriter:
           OSError: it could not be written.
         """
         started = time.perf_counter()
-        future = self._pending.get(("epoch", epoch))
+        future = self._pending.get((self._epochs, epoch))
         if future is not None:
             future.result()
         return time.perf_counter() - started
@@ -103,30 +93,21 @@ class RunWriter:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        for saver in (self._epochs, self._resume):
+            self._worker.submit(saver.close)
         self._worker.shutdown(wait=True)
         if error is None:
             self.wait()
 
-    def _submit(self, key: tuple[str, int], tree: PyTree, write: Any) -> None:
+    def _submit(
+        self, saver: StepSaver, step: int, tree: PyTree, metrics: dict[str, float] | None
+    ) -> None:
         started = time.perf_counter()
         for earlier, future in list(self._pending.items()):
             # One state in flight bounds host memory; a failed save must not go unnoticed.
-            if earlier[0] == key[0] or future.done():
+            if earlier[0] is saver or future.done():
                 future.result()
                 del self._pending[earlier]
-        copy = host_copy(tree) if self._group.count == 1 else snapshot(tree, self._group)
-        self._pending[key] = self._worker.submit(write, copy)
+        part = snapshot(tree, self._group)
+        self._pending[saver, step] = self._worker.submit(saver.save, step, part, metrics)
         self.stalled += time.perf_counter() - started
-
-
-def host_copy(tree: PyTree) -> dict[str, Any]:
-    """The tree as nested dicts of numpy arrays that share no memory with it.
-
-    On CPU `jax.device_get` may alias a buffer that the next training step reuses, hence the copy.
-    NamedTuples and lists become dicts by leaf name, as they do in any checkpoint.
-    """
-    leaves = named_leaves(tree)
-    for leaf in leaves.values():
-        if isinstance(leaf, jax.Array):
-            leaf.copy_to_host_async()
-    return nested({tuple(name.split("/")): np.array(leaf) for name, leaf in leaves.items()})

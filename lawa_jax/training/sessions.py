@@ -53,7 +53,7 @@ def train_run(
             _say_changes(run, config, say)
             restored = resume.restore_newest(run, task, lawa_k=config.lawa_k, say=say)
             if restored is None:
-                say(f"{run} has saved nothing yet: starting at epoch 1")
+                say(f"{run} has no resume state yet: starting at epoch 1")
             else:
                 state, position = restored
                 say(f"resuming {run} in epoch {position.epoch} after {position.step} updates")

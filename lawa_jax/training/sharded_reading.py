@@ -6,9 +6,10 @@ from typing import Any
 import numpy as np
 
 from lawa_jax.distributed import Group, together
-from lawa_jax.training.snapshot import Bounds, bounds_in, parts_of, slices
+from lawa_jax.training.snapshot import bounds_in, devices_of, slices
 from lawa_jax.trajectory.checkpoint import Checkpoint
 from lawa_jax.trajectory.digest import combine, leaf_digest_block, to_hex
+from lawa_jax.trajectory.formats.raw_chunks import Bounds
 from lawa_jax.trajectory.integrity import check_digest, verify_leaf
 from lawa_jax.tree import nested
 
@@ -57,14 +58,15 @@ def _blocks(
         verify_leaf(checkpoint, name, leaf)
         return {tuple((0, n) for n in shape): leaf}
     blocks = {}
-    for bounds, holders in parts_of(place, shape).items():
+    for bounds, devices in devices_of(place, shape).items():
+        holders = {device.process_index for device in devices}
         if group.index not in holders:
             continue
         index = slices(bounds)
         block = np.empty(tuple(b - a for a, b in bounds), checkpoint.leaves[name].dtype)
         checkpoint.read(name, index, block)
         blocks[bounds] = block
-        if group.index == holders[0]:
+        if group.index == min(holders):
             part = leaf_digest_block(block, shape, index)
             digests[name] = combine(digests.get(name, 0), part)
     return blocks

@@ -112,6 +112,15 @@ def test_a_run_that_has_saved_nothing_starts_at_the_beginning(tmp_path):
     assert restored(epath.Path(tmp_path)) == (None, [])
 
 
+def test_a_run_killed_after_its_first_model_begins_again(run):
+    shutil.rmtree(run / "resume")
+    for epoch in (2, 3):
+        shutil.rmtree(run / "epochs" / str(epoch))
+    finished, said = restored(run)
+    assert finished is None
+    assert "epoch 1 was saved, but no resume state after it" in said[0]
+
+
 def test_a_damaged_newest_state_falls_back_to_the_older_one_with_a_note(run):
     newest = resume_steps(run)[-1]
     damage(run / "resume" / str(newest))
