@@ -3,6 +3,11 @@
 from collections.abc import Sequence
 
 
+def printable(text: str) -> str:
+    """Text without characters that command a terminal: names in checkpoints can hold any."""
+    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
+
+
 def human(size: float) -> str:
     """Bytes for people: ``97.8 MB``."""
     for unit in ("B", "kB", "MB", "GB"):
@@ -20,12 +25,13 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, rule: bool = Fa
       rows: as many cells each.
       rule: draw a line under the head.
     """
-    widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
+    cells = [[printable(cell) for cell in row] for row in (head, *rows)]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(head))]
     lines = [
         "  ".join(
             cell.rjust(width) if i else cell.ljust(width)
             for i, (cell, width) in enumerate(zip(row, widths, strict=True))
         ).rstrip()
-        for row in (head, *rows)
+        for row in cells
     ]
     return "\n".join([lines[0], *["-" * len(lines[0])] * rule, *lines[1:]])

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any, NoReturn
 
+from lawa_jax.display import printable
 from lawa_jax.errors import EXIT_IO, EXIT_OK, EXIT_RUN_FAILED, EXIT_USAGE, LawaError
 
 EXIT_INTERRUPTED = 128 + signal.SIGINT
@@ -96,7 +97,7 @@ def _distributed() -> Any:
 def fail(message: str, code: int) -> int:
     """Print the message as this project prints errors; returns `code`."""
     _last[:] = [message]
-    print(f"error: {message}", file=sys.stderr, flush=True)
+    print(f"error: {printable(message)}", file=sys.stderr, flush=True)
     return code
 
 

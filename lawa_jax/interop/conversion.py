@@ -15,6 +15,7 @@ from tqdm import tqdm
 from lawa_jax.errors import CorruptCheckpointError, LawaError, SelectionError
 from lawa_jax.interop import epoch_writer, run_files
 from lawa_jax.interop.names import Conversion, Converter, Names
+from lawa_jax.output.space import check_space
 from lawa_jax.trajectory.file_steps import FoundFiles, NumberedFile, check_epoch, discover
 from lawa_jax.trajectory.formats.huggingface import open_state
 from lawa_jax.trajectory.formats.state_dict import StateDict
@@ -160,7 +161,8 @@ class _Job:
                 before.append(found.epoch)
             else:
                 todo.append(found)
-        run_files.check_space(run, self._names.nbytes * len(todo))
+        remedy = "choose fewer with --epochs or --every, or another disk"
+        check_space(run, self._names.nbytes * len(todo), remedy)
         done = self._convert_all(run, todo, replaced)
         return Summary(tuple(sorted(done)), tuple(before), self._names.nbytes * len(done), ())
 

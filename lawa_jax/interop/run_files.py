@@ -1,6 +1,5 @@
 """What lies in a converted run besides its epochs: configuration, names, and a lock."""
 
-import errno
 import fcntl
 import json
 import os
@@ -10,7 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from lawa_jax.display import human
 from lawa_jax.errors import CheckpointWriteError, CorruptCheckpointError, OutputExistsError
 from lawa_jax.interop import names as names_record
 from lawa_jax.interop.names import Conversion
@@ -18,8 +16,6 @@ from lawa_jax.interop.names import Conversion
 CONFIG = "config.json"
 _LOCK = ".convert.lock"
 _UNFINISHED = ".orbax-checkpoint-tmp"
-# Metadata and rounding up to file system blocks.
-_SPARE_BYTES = 16 << 20
 
 
 @contextmanager
@@ -101,18 +97,3 @@ def _write_json(path: Path, content: Any) -> None:
     aside = path.with_name(path.name + ".tmp")
     aside.write_text(json.dumps(content, indent=1) + "\n")
     os.replace(aside, path)
-
-
-def check_space(run: Path, needed: int) -> None:
-    """Refuse to start what will not fit.
-
-    Raises:
-      CheckpointWriteError: names what is needed and what is free.
-    """
-    free = shutil.disk_usage(run).free
-    if needed and needed + _SPARE_BYTES > free:
-        raise CheckpointWriteError(
-            errno.ENOSPC,
-            f"{run}: {human(needed)} needed, {human(free)} free on that disk; free "
-            "some, choose fewer with --epochs or --every, or another disk",
-        )

@@ -19,6 +19,7 @@ from lawa_jax.offline.sinks import NullSink
 from lawa_jax.offline.streaming import Done, ReadProgress
 from lawa_jax.output import StepWriter
 from lawa_jax.output.shared_writer import SharedWriter
+from lawa_jax.output.space import check_space
 from lawa_jax.trajectory import Checkpoint
 from lawa_jax.trajectory.step_names import step_of as step_of_directory
 
@@ -43,6 +44,9 @@ def write_averages(
         # What an interrupted pass has published is there rightly.
         new = [out for out in outs if book is None or not book.is_published(out)]
         prepared.check(new, overwrite=overwrite, as_step=as_step)
+        for folder in {out.parent for out in new} if book is None else ():
+            count = sum(out.parent == folder for out in new)
+            check_space(folder, prepared.plan.bytes_to_write // len(outs) * count)
         if journal is not None and book is None:
             book = stack.enter_context(Journal(Path(journal), _identity(prepared, outs)))
         return _write(stack, prepared, outs, overwrite, book, progress)

@@ -16,7 +16,12 @@ from typing import Any, Self
 import numpy as np
 from etils import epath
 
-from lawa_jax.errors import CheckpointWriteError, CorruptCheckpointError, LawaError
+from lawa_jax.errors import (
+    CheckpointWriteError,
+    CorruptCheckpointError,
+    LawaError,
+    TreeMismatchError,
+)
 from lawa_jax.output.destination import BlockSink, open_destination
 from lawa_jax.trajectory import open_checkpoint
 from lawa_jax.trajectory.checkpoint import Checkpoint, bounds_of
@@ -342,17 +347,20 @@ def _entries(
     entries += [StoredLeaf(path, (DICT,) * len(path), kind, True) for path, kind in empty.items()]
     folders: dict[str, str] = {}
     for entry in entries:
-        if not entry.has_safe_folder:
-            raise ValueError(f"leaf {entry.name!r} cannot be stored: its keys make no folder name")
+        if not entry.has_safe_folder or "\\" in entry.folder:
+            raise TreeMismatchError(
+                f"leaf {entry.name!r} cannot be stored: its keys make no folder name that Orbax "
+                "reads back; rename it, or leave it out with --exclude"
+            )
         if folders.setdefault(entry.folder, entry.name) != entry.name:
-            raise ValueError(
+            raise TreeMismatchError(
                 f"leaves {folders[entry.folder]!r} and {entry.name!r} would be stored in one "
                 f"folder {entry.folder!r}, since Orbax joins keys by dots; rename one"
             )
     for folder, name in folders.items():
         for end in (i for i, letter in enumerate(folder) if letter == "/"):
             if folder[:end] in folders:
-                raise ValueError(
+                raise TreeMismatchError(
                     f"leaf {name!r} would be stored inside leaf {folders[folder[:end]]!r}; "
                     "rename one"
                 )

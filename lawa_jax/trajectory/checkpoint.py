@@ -15,7 +15,7 @@ from lawa_jax.trajectory.formats.tensorstore_reader import TensorStoreReader
 from lawa_jax.trajectory.formats.zarr_header import ArrayHeader, parse_header
 from lawa_jax.trajectory.partition import blocks
 from lawa_jax.trajectory.selection import Selection, select
-from lawa_jax.trajectory.storage import is_object_store
+from lawa_jax.trajectory.storage import is_object_store, read_regular
 from lawa_jax.tree import Index, LeafSpec, nested
 
 
@@ -146,8 +146,7 @@ class Checkpoint:
         for name in (".zarray", "zarr.json"):
             path = os.path.join(self.path, folder, name)
             try:
-                with open(path, "rb") as file:
-                    return parse_header(file.read(), f"{self.label}: {path}")
+                return parse_header(read_regular(path), f"{self.label}: {path}")
             except FileNotFoundError:
                 continue
             except OSError as error:

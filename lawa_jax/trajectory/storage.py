@@ -1,6 +1,8 @@
 """Directories on a local disk or an object store, behind one interface."""
 
+import errno
 import os
+import stat
 
 from etils import epath
 
@@ -28,6 +30,30 @@ def as_path(path: epath.PathLike) -> epath.Path:
         raise SelectionError(
             f"{path}: expected a local path or one of gs://, s3://, az://, hf://"
         ) from None
+
+
+def open_regular(path: str) -> int:
+    """A descriptor of a regular file, to be read; close it.
+
+    Waiting for a pipe or reading a device is never what is wanted of a checkpoint's file.
+
+    Raises:
+      OSError: there is none, or it is something else.
+    """
+    # Without O_NONBLOCK, opening a pipe waits for somebody to write into it.
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise OSError(errno.EINVAL, "expected a regular file, found a pipe or device", path)
+    return fd
+
+
+def read_regular(path: epath.PathLike) -> bytes:
+    """The content of a small file, local or on an object store; see `open_regular`."""
+    if is_object_store(path):
+        return bytes(epath.Path(path).read_bytes())
+    with os.fdopen(open_regular(os.fspath(path)), "rb") as file:
+        return file.read()
 
 
 class Listing:

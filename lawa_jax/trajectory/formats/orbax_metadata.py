@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from etils import epath
 
 from lawa_jax.errors import CorruptCheckpointError
+from lawa_jax.trajectory.storage import read_regular
 
 # Orbax's KeyType: how a key is turned back into a container.
 SEQUENCE, DICT = 1, 2
@@ -56,7 +57,7 @@ def read_json(path: epath.Path) -> Any:
       CorruptCheckpointError: not JSON, or unreadable.
     """
     try:
-        return json.loads(path.read_text())
+        return json.loads(read_regular(path))
     except (OSError, ValueError, RecursionError) as error:
         raise CorruptCheckpointError(f"{path} cannot be read as JSON: {error}") from error
 

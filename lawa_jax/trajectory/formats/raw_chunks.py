@@ -15,6 +15,7 @@ import numpy as np
 
 from lawa_jax.errors import CorruptCheckpointError
 from lawa_jax.trajectory.formats.zarr_header import ArrayHeader
+from lawa_jax.trajectory.storage import open_regular
 
 _SCRATCH_BYTES = 4 << 20
 Bounds = tuple[tuple[int, int], ...]
@@ -113,7 +114,7 @@ def read_block(
         path = f"{folder}/{chunk_file(header, position)}"
         where = f"{leaf}: chunk file {path}"
         try:
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            fd = open_regular(path)
         except FileNotFoundError as error:
             raise CorruptCheckpointError(f"{where} is missing; restore it from a copy") from error
         except OSError as error:
