@@ -15,7 +15,7 @@ from types import TracebackType
 from etils import epath
 
 from lawa_jax.distributed import ALONE, Group
-from lawa_jax.training.snapshot import snapshot
+from lawa_jax.training.snapshot import Snapshot, snapshot
 from lawa_jax.training.step_saver import StepSaver
 from lawa_jax.trajectory.discovery import TMP_MARKER
 from lawa_jax.tree import PyTree
@@ -42,11 +42,16 @@ class RunWriter:
         self._resume = StepSaver(run / "resume", group, keep=keep_resume)
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="lawa-save")
         self._pending: dict[tuple[StepSaver, int], Future[None]] = {}
+        # A model is saved from when the state that follows it is copied, or the worker would take
+        # time from that copy.
+        self._copied: list[tuple[StepSaver, int, Snapshot, dict[str, float] | None]] = []
         self.stalled = 0.0
         """Seconds the caller was held up in all: copies, and waits for an earlier save."""
 
     def save_epoch(self, epoch: int, model: PyTree, metrics: Mapping[str, float]) -> None:
         """Save the model at the end of an epoch, with its metrics and leaf digests.
+
+        It is copied now, and saved from the next call on (of `save_resume`, or of a wait).
 
         A model of this epoch that exists already is replaced once the new one is complete: it
         stems from training past the state that this run was resumed from.
@@ -73,6 +78,7 @@ class RunWriter:
           OSError: it could not be written.
         """
         started = time.perf_counter()
+        self._start()
         future = self._pending.get((self._epochs, epoch))
         if future is not None:
             future.result()
@@ -80,6 +86,7 @@ class RunWriter:
 
     def wait(self) -> None:
         """Wait for everything submitted; raises the first error."""
+        self._start()
         for future in list(self._pending.values()):
             future.result()
         self._pending.clear()
@@ -93,6 +100,7 @@ class RunWriter:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        self._start()
         for saver in (self._epochs, self._resume):
             self._worker.submit(saver.close)
         self._worker.shutdown(wait=True)
@@ -103,11 +111,20 @@ class RunWriter:
         self, saver: StepSaver, step: int, tree: PyTree, metrics: dict[str, float] | None
     ) -> None:
         started = time.perf_counter()
+        if saver is self._epochs:
+            self._start()
         for earlier, future in list(self._pending.items()):
             # One state in flight bounds host memory; a failed save must not go unnoticed.
             if earlier[0] is saver or future.done():
                 future.result()
                 del self._pending[earlier]
-        part = snapshot(tree, self._group)
-        self._pending[saver, step] = self._worker.submit(saver.save, step, part, metrics)
+        self._copied.append((saver, step, snapshot(tree, self._group), metrics))
+        if saver is self._resume:
+            self._start()
         self.stalled += time.perf_counter() - started
+
+    def _start(self) -> None:
+        """Let the worker save what has been copied."""
+        for saver, step, part, metrics in self._copied:
+            self._pending[saver, step] = self._worker.submit(saver.save, step, part, metrics)
+        self._copied.clear()
