@@ -7,6 +7,7 @@ directories and wait for an earlier save in the training thread.) Leaving the ``
 for everything, also after an exception.
 """
 
+import errno
 import time
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,10 +15,11 @@ from types import TracebackType
 
 from etils import epath
 
-from lawa_jax.distributed import ALONE, Group
+from lawa_jax.distributed import ALONE, Group, together
+from lawa_jax.errors import CheckpointWriteError
 from lawa_jax.training.snapshot import Snapshot, snapshot
 from lawa_jax.training.step_saver import StepSaver
-from lawa_jax.trajectory.discovery import TMP_MARKER
+from lawa_jax.trajectory.discovery import TMP_MARKER, is_object_store
 from lawa_jax.tree import PyTree
 
 
@@ -28,6 +30,9 @@ class RunWriter:
       run: the run directory.
       keep_resume: how many resume states to keep; models are all kept.
       group: processes that write together, each the parts it holds; all make the same calls.
+
+    Raises:
+      CheckpointWriteError: the processes do not share the run directory.
     """
 
     def __init__(self, run: epath.Path, *, keep_resume: int = 2, group: Group = ALONE) -> None:
@@ -38,6 +43,7 @@ class RunWriter:
                 # Half-written by a killed session of this run; a run has one writer at a time.
                 leftover.rmtree()
         group.exchange("run folders")
+        together(group, "one run", lambda: _check_shared(run / "epochs", group))
         self._epochs = StepSaver(run / "epochs", group)
         self._resume = StepSaver(run / "resume", group, keep=keep_resume)
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="lawa-save")
@@ -128,3 +134,12 @@ class RunWriter:
         for saver, step, part, metrics in self._copied:
             self._pending[saver, step] = self._worker.submit(saver.save, step, part, metrics)
         self._copied.clear()
+
+
+def _check_shared(folder: epath.Path, group: Group) -> None:
+    if not is_object_store(folder) and not folder.exists():
+        raise CheckpointWriteError(
+            errno.ENOENT,
+            f"process {group.index} does not see {folder}, which process 0 made: the run directory "
+            "must be on a file system that all processes share, or on an object store (gs://)",
+        )
