@@ -135,7 +135,8 @@ class StepSaver:
         """Save one new step below `root`, completely."""
         import orbax.checkpoint as ocp
 
-        staging = root / f"{step}{TMP_MARKER}"
+        # On an object store Orbax writes in place, and a marker file stands for the rename.
+        staging = root / (str(step) if is_object_store(root) else f"{step}{TMP_MARKER}")
 
         def verify() -> None:
             # Items have temporary names, too, until all processes have written.
