@@ -11,7 +11,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests.faults import flips, fuzzing, injection, kills
+from tests.faults import disturbances, flips, fuzzing, injection, kills
 from tests.faults.scenarios import Broken
 
 KINDS = {
@@ -19,9 +19,10 @@ KINDS = {
     "error": lambda work, count, seed: kills.attack(work, count, seed, kill=False),
     "flip": flips.attack,
     "fuzz": fuzzing.attack,
+    "disturb": disturbances.attack,
 }
 # Attacks in a round of each kind, so that a round of each takes about as long.
-ROUND = {"kill": 20, "error": 20, "flip": 40, "fuzz": 20_000}
+ROUND = {"kill": 20, "error": 20, "flip": 40, "fuzz": 20_000, "disturb": 10}
 
 
 def main() -> int:

@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.mark.parametrize("kind", ["kill", "error", "flip", "fuzz"])
+@pytest.mark.parametrize("kind", ["kill", "error", "flip", "fuzz", "disturb"])
 def test_no_promise_breaks(kind):
     done = subprocess.run(
         [sys.executable, "-m", "tests.faults", "--kinds", kind, "--rounds", "1",
