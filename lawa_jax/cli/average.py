@@ -134,6 +134,7 @@ class OneAverage(Averaging):
             file=sys.stdout if dry else sys.stderr,
         )
         warn_of_statistics(expected, self.bn)
+        note_unprotected(expected)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -226,6 +227,17 @@ def sources_of(recipe: "Recipe") -> list[dict[str, Any]]:
         {"checkpoint": source, "coefficient": weight / total}
         for source, weight in zip(recipe.sources, recipe.weights, strict=True)
     ]
+
+
+def note_unprotected(expected: "Estimate") -> None:
+    """Say that damage in somebody else's checkpoints cannot be noticed."""
+    count, total = len(expected.unprotected), len(expected.checkpoints)
+    if count:
+        print(
+            f"note: {count} of {total} checkpoints carry no checksums, so that damage in their "
+            "data cannot be noticed",
+            file=sys.stderr,
+        )
 
 
 def warn_of_statistics(expected: "Estimate", policy: str) -> None:

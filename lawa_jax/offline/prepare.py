@@ -45,6 +45,7 @@ class Estimate(NamedTuple):
       bytes_to_write: dense bytes of all averages.
       memory_bound: bytes above what imports take.
       statistics: batch statistics recognised by name.
+      unprotected: labels of sources without digests, in which damage cannot be noticed.
     """
 
     checkpoints: list[str]
@@ -53,6 +54,7 @@ class Estimate(NamedTuple):
     bytes_to_write: int
     memory_bound: int
     statistics: list[str]
+    unprotected: list[str]
 
 
 class Prepared(NamedTuple):
@@ -84,6 +86,7 @@ class Prepared(NamedTuple):
             self.plan.bytes_to_write,
             self.plan.memory,
             sorted(self.statistics),
+            [c.label for c in self.opened.values() if not c.checksums],
         )
 
     def into(

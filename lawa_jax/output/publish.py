@@ -143,11 +143,16 @@ def fsync_path(path: str) -> None:
         os.close(fd)
 
 
+def _raise(error: OSError) -> None:
+    # os.walk would pass over a directory that cannot be listed, and nothing in it be synced.
+    raise error
+
+
 def fsync_tree(root: Path) -> None:
     """Make all files and names below a directory durable."""
     names = [
         os.path.join(folder, name)
-        for folder, _, files in os.walk(root)
+        for folder, _, files in os.walk(root, onerror=_raise)
         for name in (*files, "")  # "": the directory itself
     ]
     # Together they share commits of the journal: five times faster than one by one.

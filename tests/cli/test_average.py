@@ -231,3 +231,11 @@ def test_runs_of_other_models_are_a_mismatch(lawa, run, foreign, tmp_path):
     assert finished.code == 2
     assert "Only checkpoints of one model can be averaged" in finished.err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_sources_without_checksums_are_said_to_be_unprotected(lawa, run, foreign, tmp_path):
+    theirs = lawa("average", foreign, "-k", "2", "-o", tmp_path / "theirs")
+    assert "note: 2 of 2 checkpoints carry no checksums" in theirs.err
+    assert "carry no checksums" not in lawa("average", run, "-k", "2", "--dry-run").err
+    both = lawa("average", f"{run}@1", f"{run}@2", "--dry-run")
+    assert "carry no checksums" not in both.err

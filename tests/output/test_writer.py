@@ -316,3 +316,17 @@ def test_threads_may_write_at_once(tmp_path):
         assert writer.digests() == {"w": to_hex(leaf_digest(array))}
         writer.finish()
     np.testing.assert_array_equal(everything(tmp_path / "1").read_leaf("w"), array)
+
+
+def test_a_directory_that_cannot_be_listed_is_not_taken_for_synced(tmp_path, monkeypatch):
+    (tmp_path / "secret").mkdir()
+    original = os.scandir
+
+    def refusing(path):
+        if str(path).endswith("secret"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return original(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    with pytest.raises(PermissionError, match="secret"):
+        publish.fsync_tree(tmp_path)
