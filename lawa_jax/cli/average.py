@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from lawa_jax.averaging.statistics import StoredStatistics
 from lawa_jax.cli.options import Averaging, print_json, progress
 from lawa_jax.display import human, table
 from lawa_jax.errors import ConfigError
@@ -22,9 +23,9 @@ if TYPE_CHECKING:
 class OneAverage(Averaging):
     """The options of commands that make one average."""
 
-    bn: Literal["latest", "average"] = "latest"
-    """The BatchNorm statistics of the average: those of the newest checkpoint, or averaged like
-    weights. (In Python, lawa_jax.average_checkpoints averages them by default.)"""
+    bn: StoredStatistics = "average"
+    """The BatchNorm statistics of the average: averaged like weights, or those of the newest
+    checkpoint, which fit averaged weights worst. Best is to recompute them afterwards."""
     out: Annotated[str | None, tyro.conf.arg(aliases=["-o"])] = None
     """The directory to write the average to."""
 
@@ -249,6 +250,7 @@ def warn_of_statistics(expected: "Estimate", policy: str) -> None:
         f"warning: {len(expected.statistics)} leaves look like BatchNorm statistics (by name, "
         f"{expected.statistics[0]}) and are {what} (--bn {policy}). Averaged weights want "
         "statistics of their own: recompute them on training batches with "
-        "lawa_jax.recalibrate(apply_fn, tree, batches)",
+        "lawa_jax.recalibrate(apply_fn, tree, batches), or in PyTorch, after an export, with "
+        "torch.optim.swa_utils.update_bn",
         file=sys.stderr,
     )

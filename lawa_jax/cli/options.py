@@ -7,11 +7,12 @@ import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 from tqdm import tqdm
 
+from lawa_jax.averaging.statistics import StoredStatistics
 from lawa_jax.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ class Averaging(Leaves):
     json: bool = False
     """Print one JSON document instead of text."""
 
-    def options(self, bn: Literal["latest", "average"]) -> Any:
+    def options(self, bn: StoredStatistics) -> Any:
         """These options in the form the library takes, with a policy for BatchNorm statistics."""
         from lawa_jax.offline.recipe import AveragingOptions
 

@@ -23,7 +23,7 @@ class Evaluating(Averaging):
 
     bn: StatisticsPolicy | None = None
     """The BatchNorm statistics of averages: those of the newest checkpoint, averaged like weights,
-    or (with --evaluate) recomputed on training data. The default is latest; with --evaluate it
+    or (with --evaluate) recomputed on training data. The default is average; with --evaluate it
     is the policy of the run."""
     evaluator: str | None = None
     """A function of your own that takes a tree of arrays and returns a number or a dict of numbers:
@@ -64,7 +64,7 @@ class Evaluating(Averaging):
         from lawa_jax.search.evaluators import load_evaluator
 
         if self.evaluator is not None:
-            return load_evaluator(self.evaluator), self.bn or "latest"
+            return load_evaluator(self.evaluator), self.bn or "average"
         # The trainers' machinery takes seconds to import.
         from etils import epath
 

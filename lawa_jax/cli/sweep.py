@@ -75,7 +75,7 @@ class Sweep(Evaluating):
             evaluator, policy = self.load(self.run)
             self._evaluate(recipes, evaluator, policy)
             return
-        options = self.options(averaged_by(self.bn or "latest"))
+        options = self.options(averaged_by(self.bn or "average"))
         prepared = prepare(recipes, options, runs=self.listed)
         expected = prepared.estimate
         plan = {

@@ -222,8 +222,7 @@ def average_checkpoints(
 
     ``average_checkpoints("runs/resnet", k=5, end=30)`` is the mean of checkpoints 26..30, from any
     Orbax directory. Batch statistics are averaged like weights, to be recomputed with
-    `lawa_jax.recalibrate`; or taken from the newest with ``bn="latest"``, which is what
-    ``lawa average`` does unless it is given ``--bn average``.
+    `lawa_jax.recalibrate`; or taken from the newest with ``bn="latest"``.
 
     Args:
       run: the run directory.

@@ -34,7 +34,7 @@ class AveragingOptions:
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     dtype: str | None = None
-    bn: StoredStatistics = "latest"
+    bn: StoredStatistics = "average"
     memory: int = DEFAULT_MEMORY
     threads: int = 2
 

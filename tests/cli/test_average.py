@@ -89,20 +89,21 @@ def test_the_output_is_the_average_and_any_orbax_loads_it(lawa, run, tmp_path):
     finished = lawa("average", run, "-k", "3", "-o", tmp_path / "out")
     assert finished.code == 0
     assert finished.out.startswith(f"wrote {tmp_path / 'out'}: ")
-    expected = average_checkpoints(run, k=3, bn="latest")
+    expected = average_checkpoints(run, k=3)
     found = ocp.PyTreeCheckpointer().restore(tmp_path / "out" / "model")
     np.testing.assert_array_equal(
         found["params"]["dense"]["kernel"], expected["params"]["dense"]["kernel"]
     )
-    np.testing.assert_array_equal(found["batch_stats"]["bn"]["mean"], np.full(4, 10, np.float32))
+    np.testing.assert_array_equal(found["batch_stats"]["bn"]["mean"], np.full(4, 9, np.float32))
 
 
 def test_the_policy_for_batch_statistics_is_printed(lawa, run, tmp_path):
-    latest = lawa("average", run, "-k", "3", "-o", tmp_path / "latest")
+    latest = lawa("average", run, "-k", "3", "--bn", "latest", "-o", tmp_path / "latest")
     assert "2 leaves look like BatchNorm statistics" in latest.err
     assert "taken from the newest checkpoint (--bn latest)" in latest.err
     assert "lawa_jax.recalibrate(apply_fn, tree, batches)" in latest.err
-    average = lawa("average", run, "-k", "3", "--bn", "average", "-o", tmp_path / "average")
+    # The default, as in Python: the newest's would be the worst for averaged weights.
+    average = lawa("average", run, "-k", "3", "-o", tmp_path / "average")
     assert "averaged like weights (--bn average)" in average.err
     mean = open_checkpoint(tmp_path / "average").read_leaf("batch_stats/bn/mean")
     np.testing.assert_array_equal(mean, np.full(4, 9, np.float32))

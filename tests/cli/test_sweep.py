@@ -35,7 +35,7 @@ def test_for_people(lawa, run, tmp_path):
     assert "12 averages from 8 checkpoints, each read once; reads 5.3 kB" in planned.out
     done = sweep(lawa, run, "-o", tmp_path / "out")
     assert done.out.startswith(f"wrote 12 averages into {tmp_path / 'out'} in ")
-    assert "(--bn latest)" in done.err
+    assert "(--bn average)" in done.err
     # A directory of averages is no trajectory.
     assert list_steps(tmp_path / "out") == []
 

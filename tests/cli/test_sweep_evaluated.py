@@ -71,11 +71,9 @@ def test_table_and_figure(lawa, run, code, tmp_path):
     rows = list(csv.DictReader((folder / "results.csv").read_text().splitlines()))
     assert len(rows) == 12
     for row in rows:
-        tree = average_checkpoints(
-            run, k=int(row["k"]), end=int(row["end"]), method=row["method"], bn="latest"
-        )
+        tree = average_checkpoints(run, k=int(row["k"]), end=int(row["end"]), method=row["method"])
         assert float(row["sum"]) == tree["params"]["dense"]["kernel"].sum()
-        assert float(row["bn"]) == float(row["end"])
+        assert float(row["bn"]) == tree["batch_stats"]["bn"]["mean"][0]
     assert rows[-2]["steps"] == "7 8 9 10"
     # Three ends of a raw checkpoint and of two averages each.
     assert calls(code) == 9
@@ -153,7 +151,7 @@ def test_figures_of_changed_code_are_not_mixed_in(lawa, run, code, tmp_path):
 
 def test_a_dry_run_evaluates_nothing(lawa, run, code, tmp_path, model_bytes):
     plan = sweep(lawa, run, code, "-k", "2,4", "-o", tmp_path / "out", "--dry-run", "--json").json
-    assert (len(plan["averages"]), plan["passes"], plan["bn"]) == (6, 1, "latest")
+    assert (len(plan["averages"]), plan["passes"], plan["bn"]) == (6, 1, "average")
     assert plan["bytes_to_read"] == 8 * model_bytes
     assert (calls(code), (tmp_path / "out").exists()) == (0, False)
     # Room for one average at a time: windows are read one by one.

@@ -149,7 +149,7 @@ def test_a_sweep_reads_every_byte_once_and_equals_single_averages(run, tmp_path,
     assert results[0].bytes_read == sum(expected.values())
     for recipe, result in zip(recipes, results, strict=True):
         steps = [int(s.rpartition("@")[2]) for s in recipe.sources]
-        single = average_checkpoints(run, steps=steps, method=recipe.method, bn="latest")
+        single = average_checkpoints(run, steps=steps, method=recipe.method)
         assert_same_bits(result.tree, single)
 
 
@@ -177,7 +177,7 @@ def test_outputs_are_never_overwritten_unasked(run, tmp_path):
     prepare([window_recipe(run, k=3)]).written([tmp_path / "out"], overwrite=True)
     assert_same_bits(
         open_checkpoint(tmp_path / "out").read_tree(),
-        average_checkpoints(run, k=3, bn="latest"),
+        average_checkpoints(run, k=3),
     )
 
 

@@ -27,7 +27,8 @@ def made(tmp_path):
     for step in (1, 2, 3):
         write_checkpoint(tmp_path / "run" / str(step), tree(step))
     out = tmp_path / "out"
-    prepare([window_recipe(tmp_path / "run", k=2, method="ema:0.8")]).written([out])
+    recipe = window_recipe(tmp_path / "run", k=2, method="ema:0.8")
+    prepare([recipe], AveragingOptions(bn="latest")).written([out])
     return tmp_path
 
 
