@@ -10,7 +10,7 @@ import tyro
 
 from lawa_jax.averaging.statistics import StoredStatistics
 from lawa_jax.cli.options import Averaging, print_json, progress
-from lawa_jax.display import human, table
+from lawa_jax.display import human, printable, table
 from lawa_jax.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -135,7 +135,7 @@ class OneAverage(Averaging):
             file=sys.stdout if dry else sys.stderr,
         )
         warn_of_statistics(expected, self.bn)
-        note_unprotected(expected)
+        say_sources(expected)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -230,8 +230,9 @@ def sources_of(recipe: "Recipe") -> list[dict[str, Any]]:
     ]
 
 
-def note_unprotected(expected: "Estimate") -> None:
-    """Say that damage in somebody else's checkpoints cannot be noticed."""
+def say_sources(expected: "Estimate") -> None:
+    """Say which leaves are averaged, and that damage in others' checkpoints cannot be noticed."""
+    print(printable(expected.chosen), file=sys.stderr)
     count, total = len(expected.unprotected), len(expected.checkpoints)
     if count:
         print(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 import tyro
 
 from lawa_jax.averaging.statistics import StatisticsPolicy
-from lawa_jax.cli.average import warn_of_statistics
+from lawa_jax.cli.average import say_sources, warn_of_statistics
 from lawa_jax.cli.options import Path, numbers, print_json
 from lawa_jax.cli.scoring_options import Evaluating
 from lawa_jax.display import human, table
@@ -97,6 +97,8 @@ class Soup(Evaluating):
             raise ConfigError("say where to write the average: -o OUT (or --dry-run)")
         whole = prepare([self._recipe(candidates)], options, runs=self.listed)
         whole.check([self.out], overwrite=self.overwrite, as_step=self.as_step)
+        if not self.json:
+            say_sources(whole.estimate)
         scoring = self._scoring()
         if scoring.reporting is None:
             print(self._flattering(), file=sys.stderr)

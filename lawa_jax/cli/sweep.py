@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from lawa_jax.averaging.statistics import StatisticsPolicy
-from lawa_jax.cli.average import note_unprotected, sources_of, warn_of_statistics
+from lawa_jax.cli.average import say_sources, sources_of, warn_of_statistics
 from lawa_jax.cli.options import Path, numbers, print_json, progress
 from lawa_jax.cli.scoring_options import Evaluating, averaged_by, say_row
 from lawa_jax.display import human, table
@@ -103,7 +103,7 @@ class Sweep(Evaluating):
                 file=sys.stdout if self.dry_run else sys.stderr,
             )
             warn_of_statistics(expected, options.bn)
-            note_unprotected(expected)
+            say_sources(expected)
         if self.dry_run:
             return
         started = time.perf_counter()
@@ -168,6 +168,7 @@ class Sweep(Evaluating):
             )
             if policy != "recalibrate":
                 warn_of_statistics(expected, policy)
+            say_sources(expected)
         if not self.dry_run:
             self._fill(recipes, evaluator, options, plan)
 

@@ -45,6 +45,7 @@ class Estimate(NamedTuple):
       bytes_to_write: dense bytes of all averages.
       memory_bound: bytes above what imports take.
       statistics: batch statistics recognised by name.
+      chosen: which leaves were chosen and which left out, in a sentence.
       unprotected: labels of sources without digests, in which damage cannot be noticed.
     """
 
@@ -54,6 +55,7 @@ class Estimate(NamedTuple):
     bytes_to_write: int
     memory_bound: int
     statistics: list[str]
+    chosen: str
     unprotected: list[str]
 
 
@@ -86,6 +88,7 @@ class Prepared(NamedTuple):
             self.plan.bytes_to_write,
             self.plan.memory,
             sorted(self.statistics),
+            next(iter(self.opened.values())).selection.sentence(),
             [c.label for c in self.opened.values() if not c.checksums],
         )
 

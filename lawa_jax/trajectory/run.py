@@ -15,6 +15,7 @@ from lawa_jax.errors import CheckpointNotFoundError, SelectionError
 from lawa_jax.trajectory import storage
 from lawa_jax.trajectory.checkpoint import Checkpoint, Located, metrics_of
 from lawa_jax.trajectory.checksums import STEP_METADATA
+from lawa_jax.trajectory.selection import is_trainer_name
 from lawa_jax.trajectory.step_names import parse_address, prefix_of, step_of
 from lawa_jax.trajectory.storage import COMMIT_MARKER, TMP_MARKER
 
@@ -267,8 +268,9 @@ class Run:
         for name in _PREFERRED_ITEMS:
             if name in available:
                 return step_dir / name
-        if len(available) == 1:
-            return step_dir / available[0]
+        models = [name for name in available if not is_trainer_name(name)]
+        if len(models) == 1 or len(available) == 1:
+            return step_dir / (models or available)[0]
         if not available:
             raise CheckpointNotFoundError(f"{label}: {step_dir} holds no stored pytree")
         raise SelectionError(
