@@ -30,7 +30,7 @@ from lawa_jax.offline.streaming import ReadProgress, Sink
 from lawa_jax.offline.writing import write_averages
 from lawa_jax.trajectory import Checkpoint, Run, Runs, parse_address
 from lawa_jax.trajectory.storage import as_path
-from lawa_jax.tree import is_averaged, nested
+from lawa_jax.tree import is_averaged
 
 DEFAULTS = AveragingOptions()
 
@@ -105,11 +105,10 @@ class Prepared(NamedTuple):
         sinks = [MemorySink(self.plan.out) for _ in self.recipes]
         digests = self.into(sinks, progress)
         seconds = {"read and average": time.perf_counter() - started}
-        keys = next(iter(self.opened.values())).keys
         return [
             Result(
                 recipe,
-                nested({keys[name]: leaf for name, leaf in sink.leaves.items()}),
+                self.opened[recipe.sources[-1]].tree_of(sink.leaves),
                 None,
                 {},
                 {source: digests[source] for source in recipe.sources},

@@ -120,12 +120,15 @@ def _writer(
     book: Journal | None,
     group: Group,
 ) -> StepWriter | SharedWriter:
-    whole = not newest.selection.left_out
     options: dict[str, Any] = {
         "item": _item_name(newest),
         "key_types": newest.key_types,
-        "empty": newest.empty if whole else None,
-        "strings": newest.strings if whole else None,
+        "kinds": newest.kinds,
+        "nodes": newest.nodes,
+        "strings": {
+            node.name: newest.strings[node.name] for node in newest.nodes if node.kind == "string"
+        },
+        **newest.passed_on,
         "overwrite": overwrite,
     }
     if group.count > 1:

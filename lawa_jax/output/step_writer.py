@@ -32,6 +32,7 @@ from lawa_jax.trajectory.formats.zarr_header import ArrayHeader
 from lawa_jax.trajectory.integrity import verify_checkpoint
 from lawa_jax.trajectory.run import STEP_METADATA
 from lawa_jax.trajectory.storage import COMMIT_MARKER
+from lawa_jax.trajectory.structure import rebuilt
 from lawa_jax.tree import Index, LeafSpec
 
 
@@ -47,9 +48,10 @@ class StepWriter:
       json_items: further JSON items by name (a provenance record).
       key_types: how Orbax rebuilds containers (`Checkpoint.key_types`); dicts by default.
       kinds: "np.ndarray" by default; "scalar" leaves load as Python numbers.
-      empty: key tuples of empty nodes and their kind (`Checkpoint.empty`).
+      nodes: empty nodes and strings (`Checkpoint.nodes`).
       strings: string leaves by name (`Checkpoint.strings`).
       chunks: chunk shape of a leaf; by default one chunk a leaf.
+      custom_metadata: of the step and of the tree, to be passed on.
       overwrite: replace an existing directory once everything has succeeded.
       staging: where to write meanwhile, on the same file system as `directory`; an existing
         staging directory is continued (say with `adopt` which blocks it holds).
@@ -70,9 +72,10 @@ class StepWriter:
         json_items: Mapping[str, Any] | None = None,
         key_types: Mapping[str, tuple[int, ...]] | None = None,
         kinds: Mapping[str, str] | None = None,
-        empty: Mapping[tuple[str, ...], str] | None = None,
+        nodes: Sequence[StoredLeaf] = (),
         strings: Mapping[str, str] | None = None,
         chunks: Mapping[str, tuple[int, ...]] | None = None,
+        custom_metadata: tuple[Mapping[str, Any], Any] = ({}, None),
         overwrite: bool = False,
         staging: epath.PathLike | None = None,
     ) -> None:
@@ -83,7 +86,8 @@ class StepWriter:
         if metrics is not None:
             self._json["metrics"] = dict(metrics)
         self._strings = dict(strings or {})
-        self._entries = _entries(specs, keys, key_types or {}, kinds or {}, empty or {}, strings)
+        self._entries = _entries(specs, keys, key_types or {}, kinds or {}, nodes, strings)
+        self._custom = custom_metadata
         self._lock = threading.Lock()
         self._digests = dict.fromkeys(specs, 0)
         self._written = dict.fromkeys(specs, 0)
@@ -277,7 +281,9 @@ class StepWriter:
 
     def _write_metadata(self) -> None:
         item = self._item
-        self._write_json(f"{item}/_METADATA", orbax_layout.tree_metadata(self._entries))
+        self._write_json(
+            f"{item}/_METADATA", orbax_layout.tree_metadata(self._entries, self._custom[1])
+        )
         if self._strings:
             folders = {e.name: e.folder for e in self._entries}
             content = {folders[name]: text for name, text in self._strings.items()}
@@ -288,7 +294,7 @@ class StepWriter:
             handlers[name] = orbax_layout.JSON_HANDLER
         for name in handlers:
             self._destination.write_text(f"{name}/{COMMIT_MARKER}", orbax_layout.COMMITTED)
-        metadata = orbax_layout.step_metadata(handlers, self._started_ns)
+        metadata = orbax_layout.step_metadata(handlers, self._started_ns, self._custom[0])
         self._write_json(STEP_METADATA, metadata)
 
     def abort(self) -> None:
@@ -328,7 +334,7 @@ def _entries(
     keys: Mapping[str, tuple[str, ...]],
     key_types: Mapping[str, tuple[int, ...]],
     kinds: Mapping[str, str],
-    empty: Mapping[tuple[str, ...], str],
+    nodes: Sequence[StoredLeaf],
     strings: Mapping[str, str] | None,
 ) -> list[StoredLeaf]:
     entries = [
@@ -341,10 +347,12 @@ def _entries(
         )
         for name in specs
     ]
-    for name in strings or {}:
+    entries += nodes
+    for name in set(strings or {}) - {node.name for node in nodes}:
         path = keys.get(name, tuple(name.split("/")))
         entries.append(StoredLeaf(path, (DICT,) * len(path), "string", False))
-    entries += [StoredLeaf(path, (DICT,) * len(path), kind, True) for path, kind in empty.items()]
+    # As Orbax will: what it could not rebuild is not written.
+    rebuilt({e.keys: None for e in entries}, {e.keys: e.key_types for e in entries})
     folders: dict[str, str] = {}
     for entry in entries:
         if not entry.has_safe_folder or "\\" in entry.folder:

@@ -9,13 +9,14 @@ import numpy as np
 from etils import epath
 
 from lawa_jax.errors import CorruptCheckpointError, SelectionError, TreeMismatchError
-from lawa_jax.trajectory.checksums import stored_checksums
+from lawa_jax.trajectory.checksums import passed_on, stored_checksums
 from lawa_jax.trajectory.formats import orbax_metadata, raw_chunks
 from lawa_jax.trajectory.formats.tensorstore_reader import TensorStoreReader
 from lawa_jax.trajectory.formats.zarr_header import ArrayHeader, parse_header
 from lawa_jax.trajectory.partition import blocks
 from lawa_jax.trajectory.selection import Selection, select
 from lawa_jax.trajectory.storage import is_object_store, read_regular
+from lawa_jax.trajectory.structure import kept_nodes, rebuilt, restored_as
 from lawa_jax.tree import Index, LeafSpec, nested
 
 
@@ -57,6 +58,8 @@ class Checkpoint:
       key_types: how Orbax turns each key back into a container (`orbax_metadata.SEQUENCE`, `DICT`).
       kinds: what each leaf was saved as ("jax.Array", "np.ndarray", "scalar").
       empty: key tuples of empty nodes and their kind ("None", "Dict"), unselected ones too.
+      nodes: empty nodes and strings that belong to the selected leaves.
+      custom_metadata: what the writer has added to the tree's metadata.
       strings: values of string leaves by name; never averaged, not among `leaves`.
       selection: which leaves were chosen, which left out, and why.
       metrics: numbers saved beside it by name; {} if none were.
@@ -104,6 +107,8 @@ class Checkpoint:
             label=self.label,
         )
         entries = {name: stored[name] for name in self.selection.names}
+        self.nodes = kept_nodes(tree.leaves, entries.keys())
+        self.custom_metadata = tree.custom_metadata
         for entry in entries.values():
             if not entry.has_safe_folder:
                 raise CorruptCheckpointError(
@@ -171,6 +176,11 @@ class Checkpoint:
           CorruptCheckpointError: they are due, and are missing, damaged or incomplete.
         """
         return stored_checksums(self.step_dir, self._all_names, self.leaves, self.label)
+
+    @functools.cached_property
+    def passed_on(self) -> dict[str, Any]:
+        """What an average takes over from this step if it is its newest source, for a writer."""
+        return passed_on(self.step_dir, self.custom_metadata)
 
     @functools.cached_property
     def strings(self) -> dict[str, str]:
@@ -274,7 +284,21 @@ class Checkpoint:
     def read_tree(self, names: Iterable[str] | None = None) -> dict[str, Any]:
         """Leaves (all by default) as nested dicts of numpy arrays."""
         chosen = list(self.leaves if names is None else names)
-        return nested({self.keys[name]: self.read_leaf(name) for name in chosen})
+        leaves = {name: self.read_leaf(name) for name in chosen}
+        return (
+            self.tree_of(leaves)
+            if names is None
+            else nested({self.keys[name]: leaf for name, leaf in leaves.items()})
+        )
+
+    def tree_of(self, leaves: Mapping[str, Any]) -> Any:
+        """The selected leaves' tree with other values: dicts and lists as they were saved."""
+        values = {self.keys[name]: leaf for name, leaf in leaves.items()}
+        types = {self.keys[name]: self.key_types[name] for name in leaves}
+        for node in self.nodes:
+            if node.is_empty:
+                values[node.keys], types[node.keys] = restored_as(node), node.key_types
+        return rebuilt(values, types)
 
 
 def bounds_of(index: Index, shape: tuple[int, ...], name: str) -> tuple[tuple[int, int], ...]:

@@ -51,7 +51,7 @@ def stored_checksums(
     """
     item = step_dir / ITEM
     if not item.is_dir():
-        if ITEM in _items(step_dir):
+        if ITEM in _part(_described(step_dir), "item_handlers"):
             raise CorruptCheckpointError(
                 f"{label}: its checksums ({item}) are gone, so damage could not be noticed; "
                 "restore them from a copy"
@@ -81,11 +81,31 @@ def stored_checksums(
     return {name: leaf.digest for name, leaf in stored.leaves.items()}
 
 
-def _items(step_dir: epath.Path) -> dict[str, Any]:
-    """What the step's metadata say it holds; {} for steps without."""
+def passed_on(step_dir: epath.Path, of_tree: Any) -> dict[str, Any]:
+    """What an average takes over from the step of its newest source, as a writer's keywords.
+
+    Its JSON items (but for those that are about its own leaves), and the custom metadata of step
+    and tree: MaxText, for one, keeps there how a model is to be restored.
+    """
+    own = ("metrics", ITEM, "record", "source")
+    described = _described(step_dir)
+    items = {
+        name: read_json_item(step_dir / name)
+        for name, handler in _part(described, "item_handlers").items()
+        if name not in own and isinstance(handler, str) and "JsonCheckpointHandler" in handler
+    }
+    return {
+        "json_items": items,
+        "custom_metadata": (_part(described, "custom_metadata"), of_tree),
+    }
+
+
+def _described(step_dir: epath.Path) -> Any:
+    """The step's metadata; None for steps without."""
     path = step_dir / STEP_METADATA
-    if not path.exists():
-        return {}
-    content = read_json(path)
-    items = content.get("item_handlers") if isinstance(content, dict) else None
-    return items if isinstance(items, dict) else {}
+    return read_json(path) if path.exists() else None
+
+
+def _part(described: Any, name: str) -> dict[str, Any]:
+    part = described.get(name) if isinstance(described, dict) else None
+    return part if isinstance(part, dict) else {}

@@ -112,7 +112,7 @@ def test_structure_of_a_foreign_checkpoint_is_kept(foreign, tmp_path):
         source.keys,
         key_types=source.key_types,
         kinds=source.kinds,
-        empty=source.empty,
+        nodes=source.nodes,
         strings=source.strings,
     ) as writer:
         for name, spec in source.leaves.items():

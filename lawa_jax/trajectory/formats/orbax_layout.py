@@ -24,7 +24,7 @@ def json_file(item: str) -> str:
     return "metrics" if item == "metrics" else "metadata"
 
 
-def tree_metadata(leaves: Iterable[StoredLeaf]) -> dict[str, Any]:
+def tree_metadata(leaves: Iterable[StoredLeaf], custom: Any = None) -> dict[str, Any]:
     """Content of ``_METADATA`` for a tree of raw zarr 2 arrays."""
     entries = {
         str(leaf.keys): {
@@ -41,11 +41,13 @@ def tree_metadata(leaves: Iterable[StoredLeaf]) -> dict[str, Any]:
         "use_ocdbt": False,
         "use_zarr3": False,
         "store_array_data_equal_to_fill_value": True,
-        "custom_metadata": None,
+        "custom_metadata": custom,
     }
 
 
-def step_metadata(items: Mapping[str, str], started_ns: int) -> dict[str, Any]:
+def step_metadata(
+    items: Mapping[str, str], started_ns: int, custom: Mapping[str, Any]
+) -> dict[str, Any]:
     """Content of ``_CHECKPOINT_METADATA``; `items` are handler names by item."""
     return {
         "item_handlers": dict(items),
@@ -53,7 +55,7 @@ def step_metadata(items: Mapping[str, str], started_ns: int) -> dict[str, Any]:
         "performance_metrics": {},
         "init_timestamp_nsecs": started_ns,
         "commit_timestamp_nsecs": time.time_ns(),
-        "custom_metadata": {},
+        "custom_metadata": dict(custom),
     }
 
 

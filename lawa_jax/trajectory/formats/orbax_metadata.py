@@ -48,6 +48,7 @@ class TreeMetadata(NamedTuple):
     leaves: tuple[StoredLeaf, ...]
     stores_fill_value: bool  # False: such chunks may be missing rightly (older Orbax)
     uses_ocdbt: bool = False
+    custom_metadata: Any = None
 
 
 def read_json(path: epath.Path) -> Any:
@@ -88,6 +89,7 @@ def read_tree_metadata(item: epath.Path) -> TreeMetadata | None:
             leaves,
             bool(raw.get("store_array_data_equal_to_fill_value", False)),
             bool(raw.get("use_ocdbt", False)),
+            raw.get("custom_metadata"),
         )
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise CorruptCheckpointError(
