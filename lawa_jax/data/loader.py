@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import chain, islice
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import grain
 import numpy as np
@@ -20,7 +20,6 @@ from absl import flags
 from lawa_jax.data import Batch
 from lawa_jax.errors import ConfigError
 
-Placed = TypeVar("Placed")
 # Augmentation: (example, generator) -> example.
 Transform = Callable[[Any, np.random.Generator], Any]
 

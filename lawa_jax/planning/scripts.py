@@ -15,10 +15,10 @@ from lawa_jax.data.text import dummy_text
 from lawa_jax.errors import ConfigError
 from lawa_jax.planning import requirements, topology
 from lawa_jax.training.config import Config, ImageConfig
+from lawa_jax.training.image_task import image_task, load_images
 from lawa_jax.training.task import Task
 from lawa_jax.training.text_config import TextConfig
-from lawa_jax.training.text_task import evaluated_rows
-from lawa_jax.training.wiring import image_task_of, load_images, text_task_of
+from lawa_jax.training.text_task import evaluated_rows, text_task
 
 # Of RoBERTa's published dictionary.
 FAIRSEQ_SYMBOLS = 50_265
@@ -60,14 +60,14 @@ def print_image_plan(config: ImageConfig, name: str) -> None:
         )
     else:
         data = load_images(config)
-    task = image_task_of(config, data, requirements.placement(slice_))
+    task = image_task(config, data, requirements.placement(slice_))
     train, evaluation = data.train[0], {**data.validation[0], "mask": np.asarray(True)}
     part = config.batch_size // config.accumulate
     turn = dataclasses.replace(config, batch_size=part, accumulate=1)
     print(f"{config.arch}, batch {config.batch_size} on {len(slice_.devices)} x {slice_.name}")
     for step in _steps(
         task,
-        image_task_of(turn, data, task.place),
+        image_task(turn, data, task.place),
         slice_,
         train=requirements.batch_shapes(train, config.batch_size),
         part=requirements.batch_shapes(train, part),
@@ -89,7 +89,7 @@ def print_text_plan(config: TextConfig, name: str) -> None:
     config = dataclasses.replace(config, vocab_size=config.vocab_size or FAIRSEQ_SYMBOLS)
     # The data need not be there.
     data = dummy_text(config.batch_size, max_tokens=config.max_tokens, vocab_size=config.vocab_size)
-    task = text_task_of(config, data, requirements.placement(slice_, fsdp=config.fsdp))
+    task = text_task(config, data, requirements.placement(slice_, fsdp=config.fsdp))
     example = {
         "tokens": np.zeros(config.max_tokens, np.int32),
         "masked_positions": np.zeros(max_targets(config.max_tokens), np.int32),
@@ -104,7 +104,7 @@ def print_text_plan(config: TextConfig, name: str) -> None:
     print(f"batch {config.batch_size} on {len(slice_.devices)} x {slice_.name}, fsdp {config.fsdp}")
     for step in _steps(
         task,
-        text_task_of(turn, data, task.place),
+        text_task(turn, data, task.place),
         slice_,
         train=requirements.batch_shapes(example, config.batch_size),
         part=requirements.batch_shapes(example, part),
