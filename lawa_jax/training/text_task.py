@@ -8,6 +8,7 @@ import numpy as np
 
 from lawa_jax.data import Batch
 from lawa_jax.data.batching import (
+    BatchPlan,
     MaskedBatches,
     bucket_lengths,
     evaluation_order,
@@ -93,21 +94,23 @@ def text_task(config: TextConfig, data: TextData, place: Placement) -> Task:
     place.check_batch(eval_batch_size)
     exact = FairseqMasker(data.dictionary)
     training_masker = exact if config.masker == "fairseq" else FastMasker(data.dictionary)
-    train = data.splits.get("train")
     buckets = {
         name: bucket_lengths(blocks.sizes[blocks.usable], config.lengths)
         for name, blocks in data.splits.items()
     }
 
-    def batches(epoch: int, start: int) -> Iterator[Batch]:
-        blocks = _split(data, "train")
-        plan = plan_batches(
+    def training_plan(blocks: Blocks, epoch: int) -> BatchPlan:
+        return plan_batches(
             blocks,
             training_order(blocks, seed, epoch),
             batch_size=batch_size,
             lengths=_within(buckets["train"], blocks),
             shuffle=(seed, epoch),
         )
+
+    def batches(epoch: int, start: int) -> Iterator[Batch]:
+        blocks = _split(data, "train")
+        plan = training_plan(blocks, epoch)
         made = MaskedBatches(
             blocks, training_masker, plan, seed=seed, epoch=epoch, process=place.process
         )
@@ -137,7 +140,9 @@ def text_task(config: TextConfig, data: TextData, place: Placement) -> Task:
             return peak * min(1.0, step / warmup if warmup else 1.0)
         return polynomial_decay(step, peak=peak, warmup=warmup, horizon=config.total_updates)
 
-    rows, tokens = _epoch_size(train, batch_size, buckets.get("train", ()), seed)
+    # The same in every epoch.
+    first = training_plan(data.splits["train"], 1) if "train" in data.splits else None
+    rows, tokens = (first.rows.size, first.tokens) if first is not None else (0, 0)
     optimizer = adam(b2=config.adam_b2, eps=config.adam_eps, weight_decay=config.weight_decay)
     plain_loss = masked_lm_loss(network)
 
@@ -176,11 +181,11 @@ def evaluated_rows(wanted: int, part: int, devices: int) -> int:
     return wanted or min(part, _EVALUATED_PER_DEVICE * devices)
 
 
-def padding_waste(data: TextData, *, batch_size: int, lengths: int, seed: int = 0) -> float:
+def padding_waste(data: TextData, *, batch_size: int, lengths: int) -> float:
     """Share of the positions of an epoch's batches that is padding, in [0, 1)."""
     blocks = _split(data, "train")
     sizes = _within(bucket_lengths(blocks.sizes[blocks.usable], lengths), blocks)
-    order = training_order(blocks, seed, 1)
+    order = training_order(blocks, 0, 1)
     return plan_batches(blocks, order, batch_size=batch_size, lengths=sizes).waste
 
 
@@ -197,14 +202,3 @@ def _split(data: TextData, split: str) -> Blocks:
 def _within(lengths: tuple[int, ...], blocks: Blocks) -> tuple[int, ...]:
     """Bucket lengths rounded up for speed, but never beyond what the model has positions for."""
     return tuple(min(length, blocks.max_tokens) for length in lengths)
-
-
-def _epoch_size(
-    blocks: Blocks | None, batch_size: int, lengths: tuple[int, ...], seed: int
-) -> tuple[int, int]:
-    """Rows of an epoch's batches (the same in every epoch), and tokens in them."""
-    if blocks is None:
-        return 0, 0
-    order = training_order(blocks, seed, 1)
-    plan = plan_batches(blocks, order, batch_size=batch_size, lengths=_within(lengths, blocks))
-    return plan.rows.size, plan.tokens
