@@ -54,8 +54,10 @@ class _DictionaryMasker:
     """The symbols and the share of targets, which both maskers need."""
 
     def __init__(self, dictionary: Dictionary, *, mask_rate: float = MASK_RATE) -> None:
+        if not 0.0 < mask_rate < 1.0:
+            raise ValueError(f"mask_rate must be in (0, 1), found {mask_rate}")
         self.mask_id, self.vocab_size = dictionary.mask_id, len(dictionary)
-        self.mask_rate = _checked_rate(mask_rate)
+        self.mask_rate = mask_rate
 
 
 class FairseqMasker(_DictionaryMasker):
@@ -147,9 +149,3 @@ def _check_unmasked(block: Int[np.ndarray, " tokens"], mask_id: int, index: int)
             f"block {index} already holds <mask> (id {mask_id}); masked text cannot be masked "
             "again, and dict.txt may belong to other data"
         )
-
-
-def _checked_rate(rate: float) -> float:
-    if not 0.0 < rate < 1.0:
-        raise ValueError(f"mask_rate must be in (0, 1), found {rate}")
-    return rate
