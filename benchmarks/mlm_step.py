@@ -23,7 +23,8 @@ from lawa_jax.data.masking import FairseqMasker, FastMasker
 from lawa_jax.data.text import dummy_text, embedded_text
 from lawa_jax.models.roberta import BASE, TINY
 from lawa_jax.training.mesh import Placement
-from lawa_jax.training.text_task import roberta_network, text_task
+from lawa_jax.training.text_config import TextConfig
+from lawa_jax.training.text_task import text_task
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,14 +69,13 @@ def main() -> None:
     count = arguments.rows * (arguments.steps + 3)
     data = dummy_text(count, max_tokens=arguments.length, vocab_size=arguments.vocab_size)
     options: dict[str, Any] = {**sizes, "vocab_size": arguments.vocab_size}
-    task = text_task(
-        data,
-        roberta_network(arguments.compute_dtype, **options),
-        place=Placement(jax.devices()[:1]),
-        seed=0,
+    config = TextConfig(
         batch_size=arguments.rows,
         warmup_updates=1,
+        compute_dtype=arguments.compute_dtype,
+        **options,
     )
+    task = text_task(config, data, Placement(jax.devices()[:1]))
     state = task.place.state(task.init())
     _, theirs = torch_mlm(
         sizes, vocab_size=arguments.vocab_size, half=arguments.compute_dtype == "bfloat16"

@@ -36,6 +36,7 @@ from lawa_jax.training.classification import classification_loss
 from lawa_jax.training.image_task import resnet_network
 from lawa_jax.training.mesh import Placement
 from lawa_jax.training.mlm import masked_lm_loss
+from lawa_jax.training.text_config import TextConfig
 from lawa_jax.training.text_task import roberta_network, text_task
 from lawa_jax.trajectory.formats.torch_files import import_torch
 
@@ -68,9 +69,8 @@ def our_step(arguments: Arguments) -> tuple[Any, Any, dict[str, np.ndarray]]:
         data = dummy_text(arguments.rows, max_tokens=arguments.size, vocab_size=2000)
         sizes: dict[str, Any] = dict(TINY, max_tokens=arguments.size, vocab_size=2000)
         network = roberta_network(**sizes)
-        task = text_task(
-            data, network, place=Placement(jax.devices()[:1]), seed=0, batch_size=arguments.rows
-        )
+        config = TextConfig(batch_size=arguments.rows, **sizes)
+        task = text_task(config, data, Placement(jax.devices()[:1]))
         batch = next(task.train_batches(1, 0))
         loss_fn = masked_lm_loss(network)
     else:

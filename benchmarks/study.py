@@ -31,12 +31,13 @@ from lawa_jax.averaging import coefficients
 from lawa_jax.errors import TrainingFailedError
 from lawa_jax.training import run_directory
 from lawa_jax.training.config import ImageConfig, from_json
+from lawa_jax.training.image_task import image_task, load_images
 from lawa_jax.training.lawa import WindowAverage, read_verified, settle_statistics
 from lawa_jax.training.mesh import Placement
 from lawa_jax.training.metrics import total_of
 from lawa_jax.training.task import Task
 from lawa_jax.training.text_config import TextConfig
-from lawa_jax.training.wiring import image_task_of, load_images, load_text, text_task_of
+from lawa_jax.training.text_task import load_text, text_task
 from lawa_jax.trajectory import open_checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -132,10 +133,10 @@ class Trained:
         if text:
             config = from_json(stored, TextConfig, str(run))
             config = dataclasses.replace(config, data_dir=str(ROOT / config.data_dir))
-            self.task: Task = text_task_of(config, load_text(config, ("train", "val")), Placement())
+            self.task: Task = text_task(config, load_text(config, ("train", "val")), Placement())
         else:
             images = from_json(stored, ImageConfig, str(run))
-            self.task = image_task_of(images, load_images(images), Placement())
+            self.task = image_task(images, load_images(images), Placement())
         self.halves = [list(self._half(parity)) for parity in (0, 1)]
 
     def _half(self, parity: int) -> Iterator[Any]:

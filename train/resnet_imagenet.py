@@ -23,9 +23,9 @@ with script.importing():
     from lawa_jax.training import sessions
     from lawa_jax.training.command_line import parse
     from lawa_jax.training.config import ImageConfig
+    from lawa_jax.training.image_task import image_task, load_images
     from lawa_jax.training.mesh import Placement
     from lawa_jax.training.runtime import prepare
-    from lawa_jax.training.wiring import image_task_of, load_images
 
 
 def main() -> None:
@@ -39,7 +39,7 @@ def main() -> None:
         in_child(print_image_plan, config, actions.plan)
         return
     group = actions.join(config)
-    task = image_task_of(config, load_images(config), Placement())
+    task = image_task(config, load_images(config), Placement())
     if actions.evaluate is not None:
         run = epath.Path(actions.evaluate)
         rows = sessions.evaluate_run(

@@ -26,8 +26,7 @@ with script.importing():
     from lawa_jax.training.mesh import Placement
     from lawa_jax.training.runtime import prepare
     from lawa_jax.training.text_config import TextConfig
-    from lawa_jax.training.text_task import padding_waste
-    from lawa_jax.training.wiring import load_text, text_task_of
+    from lawa_jax.training.text_task import load_text, padding_waste, text_task
 
 
 def main() -> None:
@@ -43,7 +42,7 @@ def main() -> None:
     group = actions.join(config)
     data = load_text(config, ("train", "val") if actions.evaluate is None else actions.splits)
     config = dataclasses.replace(config, vocab_size=config.vocab_size or len(data.dictionary))
-    task = text_task_of(config, data, Placement(fsdp=config.fsdp))
+    task = text_task(config, data, Placement(fsdp=config.fsdp))
     if actions.evaluate is not None:
         rows = sessions.evaluate_run(
             task,

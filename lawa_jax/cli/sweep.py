@@ -22,7 +22,7 @@ from lawa_jax.trajectory.storage import as_path, is_object_store
 if TYPE_CHECKING:
     from etils import epath
 
-    from lawa_jax.offline.prepare import Prepared
+    from lawa_jax.offline.prepare import Estimate, Prepared
     from lawa_jax.offline.recipe import AveragingOptions, Recipe
     from lawa_jax.search.evaluators import Evaluator
     from lawa_jax.search.results import Row
@@ -90,20 +90,11 @@ class Sweep(Evaluating):
             "statistics": expected.statistics,
             "bn": options.bn if expected.statistics else None,
         }
-        if self.dry_run and self.json:
-            print_json(plan)
-            return
-        if self.dry_run:
-            _print_recipes(recipes)
-        if not self.json:
-            print(
-                f"{len(recipes)} averages from {len(expected.checkpoints)} checkpoints, each read "
-                f"once; reads {human(expected.bytes_to_read)}, writes "
-                f"{human(expected.bytes_to_write)}, memory at most {human(expected.memory_bound)}",
-                file=sys.stdout if self.dry_run else sys.stderr,
-            )
-            warn_of_statistics(expected, options.bn)
-            say_sources(expected)
+        how = (
+            f"each read once; reads {human(expected.bytes_to_read)}, writes "
+            f"{human(expected.bytes_to_write)}, memory at most {human(expected.memory_bound)}"
+        )
+        self._announce(recipes, expected, plan, how, options.bn)
         if self.dry_run:
             return
         started = time.perf_counter()
@@ -154,23 +145,36 @@ class Sweep(Evaluating):
             "bytes_to_read": expected.bytes_to_read if self.keep else reads,
             "bytes_to_write": expected.bytes_to_write if self.keep else 0,
         }
-        if self.dry_run and self.json:
-            print_json(plan)
+        how = (
+            f"made in {plan['passes']} pass{'es' * (plan['passes'] > 1)} and evaluated by "
+            f"{evaluator.name}; reads at most {human(plan['bytes_to_read'])}"
+        )
+        self._announce(recipes, expected, plan, how, policy)
+        if not self.dry_run:
+            self._fill(recipes, evaluator, options, plan)
+
+    def _announce(
+        self,
+        recipes: "list[Recipe]",
+        expected: "Estimate",
+        plan: dict[str, Any],
+        how: str,
+        policy: StatisticsPolicy,
+    ) -> None:
+        """Say what will be done; all of it where nothing will."""
+        if self.json:
+            if self.dry_run:
+                print_json(plan)
             return
         if self.dry_run:
             _print_recipes(recipes)
-        if not self.json:
-            print(
-                f"{len(recipes)} averages from {len(expected.checkpoints)} checkpoints, made in "
-                f"{plan['passes']} pass{'es' * (plan['passes'] > 1)} and evaluated by "
-                f"{evaluator.name}; reads at most {human(plan['bytes_to_read'])}",
-                file=sys.stdout if self.dry_run else sys.stderr,
-            )
-            if policy != "recalibrate":
-                warn_of_statistics(expected, policy)
-            say_sources(expected)
-        if not self.dry_run:
-            self._fill(recipes, evaluator, options, plan)
+        print(
+            f"{len(recipes)} averages from {len(expected.checkpoints)} checkpoints, {how}",
+            file=sys.stdout if self.dry_run else sys.stderr,
+        )
+        if policy != "recalibrate":
+            warn_of_statistics(expected, policy)
+        say_sources(expected)
 
     def _fill(
         self,

@@ -51,41 +51,33 @@ class Blocks:
         return np.flatnonzero(self.sizes <= self.max_tokens)
 
 
-def complete_blocks(
-    lines: TokenLines, tokens_per_sample: int = 512, *, too_long: str = "skip"
-) -> Blocks:
+def complete_blocks(lines: TokenLines, tokens_per_sample: int = 512) -> Blocks:
     """Pack whole lines into blocks of at most `tokens_per_sample` tokens, ``<s>`` included.
 
     Example: lines of 2, 3, 9 and 1 tokens with ``tokens_per_sample=6`` (5 without ``<s>``) give
-    blocks of 2 + 3, 9 (too long) and 1 tokens.
+    blocks of 2 + 3, 9 (too long, so not `usable`) and 1 tokens.
 
     Args:
       lines: token ids by line.
       tokens_per_sample: at least 2.
-      too_long: "skip" keeps overlong lines as blocks that are not `usable`; "error" refuses them.
 
     Raises:
-      ConfigError: no tokens but line ends, a line that is too long (with "error"), or nothing
-        but such lines.
+      ConfigError: no tokens but line ends, or nothing but lines that are too long.
     """
     if tokens_per_sample < 2:
         raise ConfigError(f"tokens_per_sample must be at least 2, found {tokens_per_sample}")
-    if too_long not in ("skip", "error"):
-        raise ConfigError(f"too_long must be 'skip' or 'error', found {too_long!r}")
     # A line of one token is an empty line: its </s>.
     if not (lines.sizes > 1).any():
         raise ConfigError(
             f"{lines.label}: {len(lines)} lines, all empty; check that the right text was binarised"
         )
     blocks = Blocks(lines, _complete(lines.sizes, tokens_per_sample - 1), tokens_per_sample)
-    usable = blocks.usable
-    if len(usable) < len(blocks) and (too_long == "error" or not len(usable)):
+    if not len(blocks.usable):
         number = int(np.argmax(lines.sizes > tokens_per_sample - 1))
         raise ConfigError(
             f"{lines.label}: line {number + 1} has {int(lines.sizes[number])} tokens and the model "
-            f"takes {tokens_per_sample - 1} beside <s>; {len(blocks) - len(usable)} of "
-            f"{len(blocks)} blocks are too long. Cut such lines, raise tokens_per_sample, or skip "
-            "them"
+            f"takes {tokens_per_sample - 1} beside <s>; all {len(blocks)} blocks are too "
+            "long. Cut such lines or raise tokens_per_sample"
         )
     return blocks
 

@@ -139,22 +139,14 @@ class TrainingImages(_Images):
     Args:
       encoded: image files of a split.
       size: pixels a side.
-      scale: least and largest share of the image's area that a crop has.
       shrink: see `images.training_pixels`.
       dtype: as for `EvaluationImages`.
       corrupt_budget: damaged images that are replaced before it is an error.
     """
 
-    def __init__(
-        self,
-        encoded: EncodedImages,
-        *,
-        scale: tuple[float, float] = (0.08, 1.0),
-        shrink: bool = True,
-        **options: Any,
-    ) -> None:
+    def __init__(self, encoded: EncodedImages, *, shrink: bool = True, **options: Any) -> None:
         super().__init__(encoded, **options)
-        self.scale, self.shrink = scale, shrink
+        self.shrink = shrink
 
     def __getitem__(self, index: Any) -> dict[str, np.ndarray]:
         return {"index": np.asarray(index, np.int64)}
@@ -165,7 +157,5 @@ class TrainingImages(_Images):
         """A random crop of the example, mirrored half the time."""
         return self._example(
             int(example["index"]),
-            lambda data: images.training_pixels(
-                data, rng, size=self.size, scale=self.scale, shrink=self.shrink
-            ),
+            lambda data: images.training_pixels(data, rng, size=self.size, shrink=self.shrink),
         )

@@ -91,23 +91,17 @@ def _crop_offset(extent: int, size: int) -> int:
     return round((extent - size) / 2)  # half to even, as Python's round and so torchvision
 
 
-def random_crop_box(
-    width: int,
-    height: int,
-    rng: np.random.Generator,
-    *,
-    scale: tuple[float, float] = (0.08, 1.0),
-    ratio: tuple[float, float] = (3 / 4, 4 / 3),
-) -> tuple[int, int, int, int]:
+def random_crop_box(width: int, height: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
     """The (left, top, width, height) that torchvision's ``RandomResizedCrop`` would choose from.
 
-    Area uniform in `scale` times the image's, aspect ratio log-uniform in `ratio`, position
-    uniform; after 10 boxes that did not fit, the largest centred one within `ratio`.
+    Area uniform in [0.08, 1] times the image's, aspect ratio log-uniform in [3/4, 4/3], position
+    uniform; after 10 boxes that did not fit, the largest centred one within these ratios.
 
     Source: Szegedy et al. 2015, "Going deeper with convolutions", section 6.
     """
+    ratio = (3 / 4, 4 / 3)
     for _ in range(10):
-        area = width * height * rng.uniform(*scale)
+        area = width * height * rng.uniform(0.08, 1.0)
         aspect = math.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1])))
         w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
         if 0 < w <= width and 0 < h <= height:
@@ -123,12 +117,7 @@ def random_crop_box(
 
 
 def training_pixels(
-    data: bytes,
-    rng: np.random.Generator,
-    *,
-    size: int = 224,
-    scale: tuple[float, float] = (0.08, 1.0),
-    shrink: bool = True,
+    data: bytes, rng: np.random.Generator, *, size: int = 224, shrink: bool = True
 ) -> np.ndarray:
     """Pixels for training, uint8 [size, size, 3]: a random box, resized, mirrored half the time.
 
@@ -138,7 +127,6 @@ def training_pixels(
       data: an image file's bytes.
       rng: all randomness.
       size: pixels a side of the result.
-      scale: least and largest share of the image's area.
       shrink: decode a JPEG at a half, quarter or eighth of its size when the box is still no
         smaller than the result, which is faster. On 120 photographs of ImageNet the pixels then
         differ by 3.9 levels (root mean square) at the threshold and 1.9 at 1.5 times it, about
@@ -154,7 +142,7 @@ def training_pixels(
         extent, scalable = image.size, image.format == "JPEG"
     else:
         extent, scalable = (frame.width, frame.height), True
-    left, top, width, height = random_crop_box(*extent, rng, scale=scale)
+    left, top, width, height = random_crop_box(*extent, rng)
     mirrored = rng.random() < 0.5
     factor = 1
     if shrink and scalable:

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import chain, islice
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import grain
 import numpy as np
@@ -20,7 +20,6 @@ from absl import flags
 from lawa_jax.data import Batch
 from lawa_jax.errors import ConfigError
 
-Placed = TypeVar("Placed")
 # Augmentation: (example, generator) -> example.
 Transform = Callable[[Any, np.random.Generator], Any]
 
@@ -69,8 +68,7 @@ def train_batches(
       ConfigError: fewer examples than a batch, or sizes that do not divide.
     """
     index, count = process
-    if batch_size % count:
-        raise ConfigError(f"batch size {batch_size} cannot be divided over {count} processes")
+    local = _local_size(batch_size, count)
     if len(source) < batch_size:
         raise ConfigError(
             f"the training set has {len(source)} examples, fewer than one batch of {batch_size}; "
@@ -82,7 +80,6 @@ def train_batches(
     if transform is not None:
         # Before any slicing, which would give every process the same randomness.
         data = data.random_map(transform, seed=epoch_seed(seed, epoch, purpose=1))
-    local = batch_size // count
     data = data[: len(source) // batch_size * batch_size].batch(local)
     data = data[start // local + index :: count]
     return _iterate(data, source, threads, workers)
@@ -105,13 +102,17 @@ def eval_batches(
       ConfigError: a batch size that the processes cannot divide.
     """
     index, count = process
-    if batch_size % count:
-        raise ConfigError(f"batch size {batch_size} cannot be divided over {count} processes")
-    local = batch_size // count
+    local = _local_size(batch_size, count)
     number = -(-len(source) // batch_size) * count
     examples = _Padded(source, number * local)
     data = grain.MapDataset.source(examples).batch(local)[index::count]
     return _iterate(data, source, threads, workers)
+
+
+def _local_size(batch_size: int, processes: int) -> int:
+    if batch_size % processes:
+        raise ConfigError(f"batch size {batch_size} cannot be divided over {processes} processes")
+    return batch_size // processes
 
 
 class _Padded:

@@ -50,7 +50,17 @@ def max_targets(tokens: int, mask_rate: float = MASK_RATE) -> int:
     return int(mask_rate * tokens) + 1
 
 
-class FairseqMasker:
+class _DictionaryMasker:
+    """The symbols and the share of targets, which both maskers need."""
+
+    def __init__(self, dictionary: Dictionary, *, mask_rate: float = MASK_RATE) -> None:
+        if not 0.0 < mask_rate < 1.0:
+            raise ValueError(f"mask_rate must be in (0, 1), found {mask_rate}")
+        self.mask_id, self.vocab_size = dictionary.mask_id, len(dictionary)
+        self.mask_rate = mask_rate
+
+
+class FairseqMasker(_DictionaryMasker):
     """fairseq's ``MaskTokensDataset`` (whole words and spans left out), bit for bit.
 
     For block `index`, a legacy ``RandomState`` is seeded with
@@ -59,10 +69,6 @@ class FairseqMasker:
     not hidden by ``<mask>``; ``rand(size) < 0.5`` of those stay, the others become random
     non-special symbols. fairseq releases from 2023 on draw from ``default_rng`` instead.
     """
-
-    def __init__(self, dictionary: Dictionary, *, mask_rate: float = MASK_RATE) -> None:
-        self.mask_id, self.vocab_size = dictionary.mask_id, len(dictionary)
-        self.mask_rate = _checked_rate(mask_rate)
 
     def __call__(
         self, block: Int[np.ndarray, " tokens"], seed: int, epoch: int, index: int
@@ -90,15 +96,11 @@ class FairseqMasker:
         return Masked(source, positions, block[positions])
 
 
-class FastMasker:
+class FastMasker(_DictionaryMasker):
     """The same distribution from Philox, a counter-based generator keyed by (seed, epoch, index).
 
     Only the raw 64-bit words are used, whose sequence numpy guarantees for all versions.
     """
-
-    def __init__(self, dictionary: Dictionary, *, mask_rate: float = MASK_RATE) -> None:
-        self.mask_id, self.vocab_size = dictionary.mask_id, len(dictionary)
-        self.mask_rate = _checked_rate(mask_rate)
 
     def __call__(
         self, block: Int[np.ndarray, " tokens"], seed: int, epoch: int, index: int
@@ -147,9 +149,3 @@ def _check_unmasked(block: Int[np.ndarray, " tokens"], mask_id: int, index: int)
             f"block {index} already holds <mask> (id {mask_id}); masked text cannot be masked "
             "again, and dict.txt may belong to other data"
         )
-
-
-def _checked_rate(rate: float) -> float:
-    if not 0.0 < rate < 1.0:
-        raise ValueError(f"mask_rate must be in (0, 1), found {rate}")
-    return rate

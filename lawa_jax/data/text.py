@@ -53,14 +53,13 @@ def load_data_bin(
     *,
     splits: Iterable[str] = ("train", "valid"),
     tokens_per_sample: int = 512,
-    too_long: str = "skip",
 ) -> TextData:
     """Open splits of a data-bin directory, memory-mapped.
 
     Raises:
       DataNotFoundError: the directory, its dictionary or a split is missing; says how to make it.
       CorruptCheckpointError: damaged files, or ids beyond the dictionary.
-      ConfigError: a bad dictionary, empty lines only, or lines that are too long
+      ConfigError: a bad dictionary, empty lines only, or nothing but lines that are too long
         (see `complete_blocks`).
     """
     directory = Path(directory)
@@ -71,7 +70,7 @@ def load_data_bin(
     blocks = {}
     for split in splits:
         lines = read_token_lines(directory / split, vocab_size=len(dictionary))
-        blocks[split] = complete_blocks(lines, tokens_per_sample, too_long=too_long)
+        blocks[split] = complete_blocks(lines, tokens_per_sample)
     return TextData(dictionary, blocks)
 
 

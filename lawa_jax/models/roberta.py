@@ -7,7 +7,7 @@ output projection tied to the token embedding. Parameters are named as in fairse
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -76,27 +76,17 @@ class Roberta(nnx.Module):
         self.padding_id, self.max_tokens, self.dropout = padding_id, max_tokens, dropout
         self.attention_dropout = attention_dropout
         self.dtype, self.remat, self.scan = dtype, remat, scan
-        self.embed_tokens = _embedding(vocab_size, width, padding_id, dtype, param_dtype, rngs)
-        self.embed_positions = _embedding(
-            max_tokens + padding_id + 1, width, padding_id, dtype, param_dtype, rngs
-        )
-        self.layernorm_embedding = LayerNorm(width, dtype, param_dtype)
+        make = _Make(dtype, param_dtype, rngs)
+        self.embed_tokens = make.embedding(vocab_size, width, padding_id)
+        self.embed_positions = make.embedding(max_tokens + padding_id + 1, width, padding_id)
+        self.layernorm_embedding = make.norm(width)
         self.layers = nnx.List(
             [
-                EncoderLayer(
-                    width=width,
-                    ffn_width=ffn_width,
-                    heads=heads,
-                    dropout=dropout,
-                    attention_dropout=attention_dropout,
-                    dtype=dtype,
-                    param_dtype=param_dtype,
-                    rngs=rngs,
-                )
+                EncoderLayer(width, ffn_width, heads, dropout, attention_dropout, make)
                 for _ in range(layers)
             ]
         )
-        self.lm_head = LMHead(vocab_size, width, dtype, param_dtype, rngs)
+        self.lm_head = LMHead(vocab_size, width, make)
 
     def __call__(
         self,
@@ -180,22 +170,19 @@ class EncoderLayer(nnx.Module):
 
     def __init__(
         self,
-        *,
         width: int,
         ffn_width: int,
         heads: int,
         dropout: float,
         attention_dropout: float,
-        dtype: Any,
-        param_dtype: Any,
-        rngs: nnx.Rngs,
+        make: "_Make",
     ):
         self.dropout = dropout
-        self.self_attn = SelfAttention(width, heads, attention_dropout, dtype, param_dtype, rngs)
-        self.self_attn_layer_norm = LayerNorm(width, dtype, param_dtype)
-        self.fc1 = _linear(width, ffn_width, dtype, param_dtype, rngs)
-        self.fc2 = _linear(ffn_width, width, dtype, param_dtype, rngs)
-        self.final_layer_norm = LayerNorm(width, dtype, param_dtype)
+        self.self_attn = SelfAttention(width, heads, attention_dropout, make)
+        self.self_attn_layer_norm = make.norm(width)
+        self.fc1 = make.linear(width, ffn_width)
+        self.fc2 = make.linear(ffn_width, width)
+        self.final_layer_norm = make.norm(width)
 
     def __call__(
         self,
@@ -216,20 +203,12 @@ class EncoderLayer(nnx.Module):
 class SelfAttention(nnx.Module):
     """Multi-head scaled dot-product attention, with dropout on the probabilities."""
 
-    def __init__(
-        self,
-        width: int,
-        heads: int,
-        dropout: float,
-        dtype: Any,
-        param_dtype: Any,
-        rngs: nnx.Rngs,
-    ):
+    def __init__(self, width: int, heads: int, dropout: float, make: "_Make"):
         self.heads, self.dropout = heads, dropout
-        self.q_proj = _linear(width, width, dtype, param_dtype, rngs)
-        self.k_proj = _linear(width, width, dtype, param_dtype, rngs)
-        self.v_proj = _linear(width, width, dtype, param_dtype, rngs)
-        self.out_proj = _linear(width, width, dtype, param_dtype, rngs)
+        self.q_proj = make.linear(width, width)
+        self.k_proj = make.linear(width, width)
+        self.v_proj = make.linear(width, width)
+        self.out_proj = make.linear(width, width)
 
     def __call__(self, x: Array, mask: Array, key: PRNGKeyArray | None = None) -> Array:
         """Attention of every position to the positions where `mask` is true."""
@@ -271,10 +250,10 @@ class LayerNorm(nnx.Module):
 class LMHead(nnx.Module):
     """Dense, GELU, LayerNorm, then the projection tied to the token embedding, plus a bias."""
 
-    def __init__(self, vocab_size: int, width: int, dtype: Any, param_dtype: Any, rngs: nnx.Rngs):
-        self.dense = _linear(width, width, dtype, param_dtype, rngs)
-        self.layer_norm = LayerNorm(width, dtype, param_dtype)
-        self.bias = nnx.Param(jnp.zeros((vocab_size,), param_dtype))
+    def __init__(self, vocab_size: int, width: int, make: "_Make"):
+        self.dense = make.linear(width, width)
+        self.layer_norm = make.norm(width)
+        self.bias = nnx.Param(jnp.zeros((vocab_size,), make.param_dtype))
 
     def __call__(
         self,
@@ -311,27 +290,26 @@ def _dropped(x: Array, rate: float, key: PRNGKeyArray | None) -> Array:
     return jnp.where(keep, x / jnp.asarray(1.0 - rate, x.dtype), jnp.zeros_like(x))
 
 
-def _embedding(
-    rows: int, width: int, padding_id: int, dtype: Any, param_dtype: Any, rngs: nnx.Rngs
-) -> nnx.Embed:
-    def init(key: Array, shape: Any, dtype: Any = param_dtype, out_sharding: Any = None) -> Array:
-        del out_sharding
-        return nnx.initializers.normal(_INIT_STDDEV)(key, shape, dtype).at[padding_id].set(0)
+class _Make(NamedTuple):
+    """How every layer of one model is made."""
 
-    return nnx.Embed(
-        rows, width, dtype=dtype, param_dtype=param_dtype, embedding_init=init, rngs=rngs
-    )
+    dtype: Any
+    param_dtype: Any
+    rngs: nnx.Rngs
 
+    def norm(self, width: int) -> LayerNorm:
+        return LayerNorm(width, self.dtype, self.param_dtype)
 
-def _linear(inputs: int, outputs: int, dtype: Any, param_dtype: Any, rngs: nnx.Rngs) -> nnx.Linear:
-    return nnx.Linear(
-        inputs,
-        outputs,
-        dtype=dtype,
-        param_dtype=param_dtype,
-        kernel_init=nnx.initializers.normal(_INIT_STDDEV),
-        rngs=rngs,
-    )
+    def embedding(self, rows: int, width: int, padding_id: int) -> nnx.Embed:
+        def init(key: Array, shape: Any, dtype: Any, out_sharding: Any = None) -> Array:
+            del out_sharding
+            return nnx.initializers.normal(_INIT_STDDEV)(key, shape, dtype).at[padding_id].set(0)
+
+        return nnx.Embed(rows, width, embedding_init=init, **self._asdict())
+
+    def linear(self, inputs: int, outputs: int) -> nnx.Linear:
+        kernel_init = nnx.initializers.normal(_INIT_STDDEV)
+        return nnx.Linear(inputs, outputs, kernel_init=kernel_init, **self._asdict())
 
 
 def _at_least_float32(dtype: Any) -> Any:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import multiprocessing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
@@ -15,10 +15,10 @@ from lawa_jax.data.text import dummy_text
 from lawa_jax.errors import ConfigError
 from lawa_jax.planning import requirements, topology
 from lawa_jax.training.config import Config, ImageConfig
+from lawa_jax.training.image_task import image_task, load_images
 from lawa_jax.training.task import Task
 from lawa_jax.training.text_config import TextConfig
-from lawa_jax.training.text_task import evaluated_rows
-from lawa_jax.training.wiring import image_task_of, load_images, text_task_of
+from lawa_jax.training.text_task import evaluated_rows, text_task
 
 # Of RoBERTa's published dictionary.
 FAIRSEQ_SYMBOLS = 50_265
@@ -60,23 +60,14 @@ def print_image_plan(config: ImageConfig, name: str) -> None:
         )
     else:
         data = load_images(config)
-    task = image_task_of(config, data, requirements.placement(slice_))
+    task = image_task(config, data, requirements.placement(slice_))
     train, evaluation = data.train[0], {**data.validation[0], "mask": np.asarray(True)}
     part = config.batch_size // config.accumulate
     turn = dataclasses.replace(config, batch_size=part, accumulate=1)
     print(f"{config.arch}, batch {config.batch_size} on {len(slice_.devices)} x {slice_.name}")
-    for step in _steps(
-        task,
-        image_task_of(turn, data, task.place),
-        slice_,
-        train=requirements.batch_shapes(train, config.batch_size),
-        part=requirements.batch_shapes(train, part),
-        evaluate=requirements.batch_shapes(evaluation, config.batch_size),
-        turns={"train": config.accumulate} if config.accumulate > 1 else {},
-    ):
-        print(requirements.describe_step(step, slice_, config.batch_size), flush=True)
-        if step.name == "train":
-            _print_largest(task, slice_, train, step, config.batch_size, config.accumulate)
+    turns = {"train": config.accumulate} if config.accumulate > 1 else {}
+    turn_task = image_task(turn, data, task.place)
+    _print_steps(task, turn_task, slice_, train, evaluation, config.batch_size, turns)
 
 
 def print_text_plan(config: TextConfig, name: str) -> None:
@@ -89,7 +80,7 @@ def print_text_plan(config: TextConfig, name: str) -> None:
     config = dataclasses.replace(config, vocab_size=config.vocab_size or FAIRSEQ_SYMBOLS)
     # The data need not be there.
     data = dummy_text(config.batch_size, max_tokens=config.max_tokens, vocab_size=config.vocab_size)
-    task = text_task_of(config, data, requirements.placement(slice_, fsdp=config.fsdp))
+    task = text_task(config, data, requirements.placement(slice_, fsdp=config.fsdp))
     example = {
         "tokens": np.zeros(config.max_tokens, np.int32),
         "masked_positions": np.zeros(max_targets(config.max_tokens), np.int32),
@@ -102,43 +93,44 @@ def print_text_plan(config: TextConfig, name: str) -> None:
         turns["train"] = config.accumulate
     rows = evaluated_rows(config.eval_batch_size, part, task.place.device_count)
     print(f"batch {config.batch_size} on {len(slice_.devices)} x {slice_.name}, fsdp {config.fsdp}")
-    for step in _steps(
-        task,
-        text_task_of(turn, data, task.place),
-        slice_,
-        train=requirements.batch_shapes(example, config.batch_size),
-        part=requirements.batch_shapes(example, part),
-        evaluate=requirements.batch_shapes(example, rows),
-        turns=turns,
-    ):
-        size = config.batch_size if step.name == "train" else rows
-        print(requirements.describe_step(step, slice_, size), flush=True)
-        if step.name == "train":
-            _print_largest(task, slice_, example, step, config.batch_size, config.accumulate)
+    _print_steps(task, text_task(turn, data, task.place), slice_, example, example, rows, turns)
 
 
-def _steps(
+def _print_steps(
     task: Task,
     turn: Task,
     slice_: topology.Slice,
-    *,
     train: dict[str, Any],
-    part: dict[str, Any],
-    evaluate: dict[str, Any],
+    evaluation: dict[str, Any],
+    rows: int,
     turns: dict[str, int],
-) -> Iterator[requirements.StepPlan]:
-    """The steps of `task`; the cost of those in `turns` is that of so many of `turn`'s.
+) -> None:
+    """Print every step; the cost of those in `turns` is that of so many of `turn`'s.
 
     XLA counts the body of a loop once: layers that are scanned, parts that are accumulated.
+
+    Args:
+      task, turn: the run, and one with the body of its loops alone.
+      slice_: to plan for.
+      train, evaluation: a sample of each kind of batch.
+      rows: samples evaluated at once.
+      turns: by the name of a step.
     """
-    for step in requirements.plan_steps(task, slice_, train=train, evaluate=evaluate):
+    shapes = requirements.batch_shapes(train, task.batch_size)
+    part = requirements.batch_shapes(train, turn.batch_size)
+    evaluate = requirements.batch_shapes(evaluation, rows)
+    for step in requirements.plan_steps(task, slice_, train=shapes, evaluate=evaluate):
         if step.name in turns:
-            only = (step.name,)
             (body,) = requirements.plan_steps(
-                turn, slice_, train=part, evaluate=evaluate, only=only
+                turn, slice_, train=part, evaluate=evaluate, only=(step.name,)
             )
             step = requirements.repeated(step, body, turns[step.name])
-        yield step
+        training = step.name == "train"
+        size = task.batch_size if training else rows
+        print(requirements.describe_step(step, slice_, size), flush=True)
+        if training:
+            accumulate = task.batch_size // turn.batch_size
+            _print_largest(task, slice_, train, step, task.batch_size, accumulate)
 
 
 def _print_largest(

@@ -68,18 +68,33 @@ class RunConfig:
 
     def check(self) -> None:
         """Raises ConfigError for values that make no sense, whatever the task."""
-        for name, least in (
-            ("epochs", 1),
-            ("batch_size", 1),
-            ("lawa_k", 0),
-            ("save_every_steps", 0),
-            ("keep_resume", 1),
-            ("loader_threads", 0),
-            ("loader_workers", 0),
-            ("seed", 0),
-        ):
+        self.at_least(1, "epochs", "batch_size", "keep_resume")
+        self.at_least(0, "lawa_k", "save_every_steps", "loader_threads", "loader_workers", "seed")
+
+    def at_least(self, least: int, *names: str) -> None:
+        """Raises ConfigError for fields that are less than `least`."""
+        for name in names:
             if getattr(self, name) < least:
                 raise ConfigError(f"{name}: expected >= {least}, found {getattr(self, name)}")
+
+    def shares(self, *names: str) -> None:
+        """Raises ConfigError for fields outside [0, 1)."""
+        for name in names:
+            if not 0 <= getattr(self, name) < 1:
+                raise ConfigError(f"{name}: expected in [0, 1), found {getattr(self, name)}")
+
+    def finite(self, *names: str) -> None:
+        """Raises ConfigError for fields that are negative, infinite or no number."""
+        for name in names:
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ConfigError(f"{name}: expected a number >= 0, found {getattr(self, name)}")
+
+    def divides(self, accumulate: int) -> None:
+        """Raises ConfigError for a batch that does not divide into so many parts."""
+        if self.batch_size % accumulate:
+            raise ConfigError(
+                f"accumulate: batch_size {self.batch_size} does not divide by {accumulate}"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,39 +159,16 @@ class ImageConfig(RunConfig):
     def check(self) -> None:
         """Raises ConfigError for values that make no sense."""
         super().check()
-        for name, low, high in (
-            ("label_smoothing", 0.0, 1.0),
-            ("label_noise", 0.0, 1.0),
-            ("momentum", 0.0, 1.0),
-        ):
-            if not low <= getattr(self, name) < high:
-                raise ConfigError(
-                    f"{name}: expected in [{low}, {high}), found {getattr(self, name)}"
-                )
-        for name in ("learning_rate", "weight_decay"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise ConfigError(f"{name}: expected a number >= 0, found {getattr(self, name)}")
-        for name in (
-            "image_size",
-            "dummy_examples",
-            "dummy_classes",
-            "base_batch_size",
-            "accumulate",
-            "bn_groups",
-        ):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name}: expected >= 1, found {getattr(self, name)}")
-        for name in ("bn_batches", "corrupt_budget", "resize"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"{name}: expected >= 0, found {getattr(self, name)}")
+        self.shares("label_smoothing", "label_noise", "momentum")
+        self.finite("learning_rate", "weight_decay")
+        self.at_least(1, "image_size", "dummy_examples", "dummy_classes", "base_batch_size")
+        self.at_least(1, "accumulate", "bn_groups")
+        self.at_least(0, "bn_batches", "corrupt_budget", "resize")
         if 0 < self.resize < self.image_size:
             raise ConfigError(
                 f"resize: expected >= image_size={self.image_size}, found {self.resize}"
             )
-        if self.batch_size % self.accumulate:
-            raise ConfigError(
-                f"accumulate: batch_size {self.batch_size} does not divide by {self.accumulate}"
-            )
+        self.divides(self.accumulate)
         if self.batch_size // self.accumulate % self.bn_groups:
             raise ConfigError(
                 f"bn_groups: {self.batch_size // self.accumulate} samples a pass do not divide "

@@ -7,13 +7,14 @@ from typing import Any
 import jax.numpy as jnp
 
 from lawa_jax.averaging.batch_norm import recalibrate
-from lawa_jax.data import Batch
+from lawa_jax.data import Batch, datasets, imagenet
 from lawa_jax.data.datasets import ImageData
 from lawa_jax.data.loader import eval_batches, train_batches
 from lawa_jax.errors import ConfigError
 from lawa_jax.models.functional import Functional, Model, functional
 from lawa_jax.models.resnet import ResNet, resnet
 from lawa_jax.training.classification import classification_loss, moments_fn
+from lawa_jax.training.config import ImageConfig
 from lawa_jax.training.mesh import Placement
 from lawa_jax.training.optim import sgd, warmup_cosine
 from lawa_jax.training.steps import TrainState, init_state, make_eval_step, make_train_step
@@ -50,81 +51,71 @@ def resnet_network(
     return functional(build)
 
 
-def image_task(
-    data: ImageData,
-    *,
-    place: Placement,
-    seed: int,
-    epochs: int,
-    batch_size: int,
-    arch: str = "resnet50",
-    compute_dtype: str = "float32",
-    learning_rate: float = 0.1,
-    momentum: float = 0.9,
-    weight_decay: float = 1e-4,
-    warmup_epochs: int = 0,
-    schedule: str = "cosine",
-    label_smoothing: float = 0.0,
-    accumulate: int = 1,
-    bn_batches: int = 0,
-    bn_groups: int = 1,
-    threads: int = 8,
-    workers: int = 0,
-) -> Task:
+def load_images(config: ImageConfig) -> ImageData:
+    """The images that a configuration names."""
+    if config.dataset == "digits":
+        return datasets.load_digits(label_noise=config.label_noise)
+    if config.dataset == "dummy":
+        return datasets.load_dummy(
+            config.dummy_examples, num_classes=config.dummy_classes, image_size=config.image_size
+        )
+    return imagenet.find(
+        config.data_dir,
+        image_size=config.image_size,
+        resize=config.resize or None,
+        dtype="uint8",  # normalised on the device
+        shrink=config.shrink_on_load,
+        corrupt_budget=config.corrupt_budget,
+    )
+
+
+def image_task(config: ImageConfig, data: ImageData, place: Placement) -> Task:
     """A ResNet on images, trained as the paper does.
 
     Args:
-      data: the data set.
+      config: model, optimizer, schedule and batches; the learning rate is scaled here from
+        ``base_batch_size`` to ``batch_size``.
+      data: the data set, see `load_images`.
       place: devices.
-      seed: of initialisation, order and augmentation.
-      epochs: horizon of the schedule.
-      batch_size: images an update sees.
-      arch: see `resnet_network`.
-      compute_dtype: of activations.
-      learning_rate: peak learning rate at this batch size.
-      momentum: of SGD.
-      weight_decay: of every parameter.
-      warmup_epochs: epochs of linear warm-up.
-      schedule: ``"cosine"`` stepped once an epoch (after any warm-up), or ``"constant"``.
-      label_smoothing: of the training loss.
-      accumulate: parts a batch is worked through in.
-      bn_batches: training batches for recalibration; 0: a whole epoch.
-      bn_groups: parts of a batch that BatchNorm normalises apart, see `BatchNorm`.
-      threads: decoding threads, in this process or in each worker.
-      workers: processes that load; 0: this one does.
 
     Raises:
       ConfigError: a batch that does not fit the data or the devices.
     """
-    place.check_batch(batch_size // accumulate)
+    batch_size, seed = config.batch_size, config.seed
+    place.check_batch(batch_size // config.accumulate)
     steps_per_epoch = len(data.train) // batch_size
     if not steps_per_epoch:
         raise ConfigError(
             f"batch_size: expected at most the {len(data.train)} training images, found "
             f"{batch_size}"
         )
-    if warmup_epochs >= epochs:
-        raise ConfigError(f"warmup_epochs: expected < epochs={epochs}, found {warmup_epochs}")
+    if config.warmup_epochs >= config.epochs:
+        raise ConfigError(
+            f"warmup_epochs: expected < epochs={config.epochs}, found {config.warmup_epochs}"
+        )
     network = resnet_network(
-        arch,
+        config.arch,
         num_classes=data.num_classes,
         in_channels=data.image_shape[-1],
-        compute_dtype=compute_dtype,
-        bn_groups=bn_groups,
+        compute_dtype=config.compute_dtype,
+        bn_groups=config.bn_groups,
     )
-    optimizer = sgd(momentum=momentum, weight_decay=weight_decay)
-    loss_fn = classification_loss(network, label_smoothing=label_smoothing)
+    optimizer = sgd(momentum=config.momentum, weight_decay=config.weight_decay)
+    loss_fn = classification_loss(network, label_smoothing=config.label_smoothing)
+    learning_rate = config.learning_rate * batch_size / config.base_batch_size
 
     def init() -> TrainState:
         return init_state(network.init(seed), optimizer)
 
     def rate(step: int) -> float:
         epoch = step // steps_per_epoch
-        if schedule == "constant":
+        if config.schedule == "constant":
             return learning_rate
         # Warm-up moves every step; the cosine once an epoch, as in the paper.
-        exact = step / steps_per_epoch if epoch < warmup_epochs else epoch
-        return warmup_cosine(exact, base=learning_rate, epochs=epochs, warmup=warmup_epochs)
+        exact = step / steps_per_epoch if epoch < config.warmup_epochs else epoch
+        return warmup_cosine(
+            exact, base=learning_rate, epochs=config.epochs, warmup=config.warmup_epochs
+        )
 
     def batches(epoch: int, start: int) -> Iterator[Batch]:
         return train_batches(
@@ -135,8 +126,8 @@ def image_task(
             start=start,
             transform=data.augment,
             process=place.process,
-            threads=threads,
-            workers=workers,
+            threads=config.loader_threads,
+            workers=config.loader_workers,
         )
 
     def validation(split: str) -> Iterator[Batch]:
@@ -144,8 +135,8 @@ def image_task(
             data.split(split),
             batch_size=batch_size,
             process=place.process,
-            threads=threads,
-            workers=workers,
+            threads=config.loader_threads,
+            workers=config.loader_workers,
         )
 
     moments = moments_fn(network)
@@ -153,14 +144,16 @@ def image_task(
     def recalibrated(model: Model, end: int) -> Model:
         # The batches of epoch `end`: a pure function of the seed and `end`, so that an average
         # evaluated afterwards has the statistics it had during training.
-        chosen = islice(batches(end, 0), bn_batches or None)
+        chosen = islice(batches(end, 0), config.bn_batches or None)
         return recalibrate(moments, model, (place.batch(batch) for batch in chosen))
 
     return Task(
         unit="images",
         seed=seed,
         init=init,
-        train_step=make_train_step(loss_fn, optimizer, accumulate=accumulate, keep=place.kept),
+        train_step=make_train_step(
+            loss_fn, optimizer, accumulate=config.accumulate, keep=place.kept
+        ),
         eval_step=make_eval_step(loss_fn),
         learning_rate=rate,
         train_batches=batches,
@@ -172,7 +165,7 @@ def image_task(
         moments=moments,
         # Deeper layers see inputs normalised by their batch, so the size matters.
         recalibrated_on={
-            "bn_batches": min(bn_batches or steps_per_epoch, steps_per_epoch),
+            "bn_batches": min(config.bn_batches or steps_per_epoch, steps_per_epoch),
             "bn_batch_size": batch_size,
         },
     )

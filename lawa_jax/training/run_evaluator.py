@@ -13,11 +13,12 @@ from lawa_jax.errors import ConfigError
 from lawa_jax.search.evaluators import Evaluator
 from lawa_jax.training import run_directory
 from lawa_jax.training.config import ImageConfig, RunConfig, from_json
+from lawa_jax.training.image_task import image_task, load_images
 from lawa_jax.training.lawa import evaluate
 from lawa_jax.training.mesh import Placement
 from lawa_jax.training.task import Task
 from lawa_jax.training.text_config import TextConfig
-from lawa_jax.training.wiring import image_task_of, load_images, load_text, text_task_of
+from lawa_jax.training.text_task import load_text, text_task
 
 
 def run_evaluator(
@@ -102,7 +103,7 @@ def _task_of(
     config: ImageConfig | TextConfig, splits: Sequence[str], bn: StatisticsPolicy | None
 ) -> tuple[Task, StatisticsPolicy]:
     if isinstance(config, ImageConfig):
-        return image_task_of(config, load_images(config), Placement()), bn or config.bn
+        return image_task(config, load_images(config), Placement()), bn or config.bn
     data = load_text(config, splits)
     config = dataclasses.replace(config, vocab_size=config.vocab_size or len(data.dictionary))
-    return text_task_of(config, data, Placement(fsdp=config.fsdp)), bn or "average"
+    return text_task(config, data, Placement(fsdp=config.fsdp)), bn or "average"

@@ -85,35 +85,16 @@ class TextConfig(RunConfig):
     def check(self) -> None:
         """Raises ConfigError for values that make no sense."""
         super().check()
-        for name, least in (
-            ("layers", 1),
-            ("width", 1),
-            ("ffn_width", 1),
-            ("heads", 1),
-            ("max_tokens", 2),
-            ("accumulate", 1),
-            ("lengths", 1),
-            ("fsdp", 1),
-            ("embedded_vocabulary", 261),
-            ("dummy_blocks", 8),
-            ("vocab_size", 0),
-            ("eval_batch_size", 0),
-            ("warmup_updates", 0),
-        ):
-            if getattr(self, name) < least:
-                raise ConfigError(f"{name}: expected >= {least}, found {getattr(self, name)}")
-        for name in ("dropout", "attention_dropout", "adam_b2"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ConfigError(f"{name}: expected in [0, 1), found {getattr(self, name)}")
-        for name in ("learning_rate", "weight_decay", "adam_eps"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise ConfigError(f"{name}: expected a number >= 0, found {getattr(self, name)}")
+        self.at_least(1, "layers", "width", "ffn_width", "heads", "accumulate", "lengths", "fsdp")
+        self.at_least(2, "max_tokens")
+        self.at_least(261, "embedded_vocabulary")
+        self.at_least(8, "dummy_blocks")
+        self.at_least(0, "vocab_size", "eval_batch_size", "warmup_updates")
+        self.shares("dropout", "attention_dropout", "adam_b2")
+        self.finite("learning_rate", "weight_decay", "adam_eps")
         if self.width % self.heads:
             raise ConfigError(f"heads: width {self.width} does not divide by {self.heads}")
-        if self.batch_size % self.accumulate:
-            raise ConfigError(
-                f"accumulate: batch_size {self.batch_size} does not divide by {self.accumulate}"
-            )
+        self.divides(self.accumulate)
         if self.schedule == "polynomial" and self.total_updates <= self.warmup_updates:
             raise ConfigError(
                 f"total_updates: expected more than warmup_updates {self.warmup_updates}, found "

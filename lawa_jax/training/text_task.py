@@ -1,6 +1,6 @@
 """Masked language modelling by RoBERTa as a `Task` for the loop."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -8,6 +8,7 @@ import numpy as np
 
 from lawa_jax.data import Batch
 from lawa_jax.data.batching import (
+    BatchPlan,
     MaskedBatches,
     bucket_lengths,
     evaluation_order,
@@ -16,7 +17,7 @@ from lawa_jax.data.batching import (
 )
 from lawa_jax.data.blocks import Blocks
 from lawa_jax.data.masking import FairseqMasker, FastMasker
-from lawa_jax.data.text import TextData
+from lawa_jax.data.text import TextData, dummy_text, load_data_bin, prepare_embedded
 from lawa_jax.errors import ConfigError
 from lawa_jax.models.functional import Functional, Model, functional
 from lawa_jax.models.roberta import Roberta
@@ -25,12 +26,18 @@ from lawa_jax.training.mesh import Placement
 from lawa_jax.training.mlm import masked_lm_loss
 from lawa_jax.training.steps import TrainState, init_state, make_eval_step, make_train_step
 from lawa_jax.training.task import Task
+from lawa_jax.training.text_config import TextConfig
 
 # Names of the trainers' splits in a data-bin directory.
 FAIRSEQ_SPLITS = {"train": "train", "val": "valid", "test": "test"}
 # fairseq evaluates with these, whatever the run's seed.
 _EVALUATION_SEED = _EVALUATION_EPOCH = 1
 _EVALUATED_PER_DEVICE = 32
+# Fields of the configuration that the model is built from, by the same names.
+_MODEL_FIELDS = (
+    *("layers", "width", "ffn_width", "heads", "max_tokens"),
+    *("dropout", "attention_dropout", "remat", "scan"),
+)
 
 
 def roberta_network(compute_dtype: str = "float32", **sizes: Any) -> Functional:
@@ -38,70 +45,72 @@ def roberta_network(compute_dtype: str = "float32", **sizes: Any) -> Functional:
     return functional(lambda rngs: Roberta(dtype=jnp.dtype(compute_dtype), rngs=rngs, **sizes))
 
 
-def text_task(
-    data: TextData,
-    network: Functional,
-    *,
-    place: Placement,
-    seed: int,
-    batch_size: int,
-    learning_rate: float = 5e-4,
-    schedule: str = "polynomial",
-    warmup_updates: int = 10_000,
-    total_updates: int = 125_000,
-    adam_b2: float = 0.98,
-    adam_eps: float = 1e-6,
-    weight_decay: float = 0.01,
-    accumulate: int = 1,
-    lengths: int = 4,
-    masker: str = "fast",
-    eval_batch_size: int = 0,
-    threads: int = 4,
-) -> Task:
+def load_text(config: TextConfig, splits: Sequence[str]) -> TextData:
+    """The splits (train, val, test) of the text that a configuration names."""
+    if config.dataset == "dummy":
+        return dummy_text(config.dummy_blocks, max_tokens=config.max_tokens)
+    if config.dataset == "embedded":
+        prepare_embedded(config.data_dir, vocab_size=config.embedded_vocabulary)
+    for split in splits:
+        if split not in FAIRSEQ_SPLITS:
+            raise ConfigError(f"--splits: expected {', '.join(FAIRSEQ_SPLITS)}, found {split!r}")
+    return load_data_bin(
+        config.data_dir,
+        splits=[FAIRSEQ_SPLITS[split] for split in splits],
+        tokens_per_sample=config.max_tokens,
+    )
+
+
+def text_task(config: TextConfig, data: TextData, place: Placement) -> Task:
     """RoBERTa on blocks of text, trained as the paper did with fairseq.
 
     Blocks of similar length share a batch. A batch's blocks, their order and their masks are
     functions of (seed, epoch); rows that fill up a last batch hold no target and count nowhere.
 
     Args:
+      config: model, optimizer, schedule and batches; see `polynomial_decay` and `adam`.
       data: with the splits that will be asked for; "train" for training.
-      network: see `roberta_network`; its vocabulary is the dictionary's.
       place: devices.
-      seed: of initialisation, order, masks and dropout.
-      batch_size: blocks an update sees.
-      learning_rate, schedule, warmup_updates, total_updates: see `polynomial_decay`;
-        "constant" stays at the peak after warm-up.
-      adam_b2, adam_eps, weight_decay: of `adam`.
-      accumulate: parts a batch is worked through in.
-      lengths: padded lengths.
-      masker: "fast" or "fairseq", of training blocks.
-      eval_batch_size: blocks evaluated at once; 0: see `evaluated_rows`.
-      threads: masking threads.
 
     Raises:
-      ConfigError: batches that do not fit the devices, or the data.
+      ConfigError: batches that do not fit the devices, or the data; a text of another number of
+        symbols than the configuration says.
     """
-    part = batch_size // accumulate
+    symbols = len(data.dictionary)
+    if config.vocab_size not in (0, symbols):
+        raise ConfigError(
+            f"vocab_size: the model has {config.vocab_size} symbols, the dictionary in "
+            f"{config.data_dir} {symbols}; give the --data_dir the model was trained on"
+        )
+    network = roberta_network(
+        config.compute_dtype,
+        vocab_size=symbols,
+        **{name: getattr(config, name) for name in _MODEL_FIELDS},
+    )
+    batch_size, seed, threads = config.batch_size, config.seed, config.loader_threads
+    part = batch_size // config.accumulate
     place.check_batch(part)
-    eval_batch_size = evaluated_rows(eval_batch_size, part, place.device_count)
+    eval_batch_size = evaluated_rows(config.eval_batch_size, part, place.device_count)
     place.check_batch(eval_batch_size)
     exact = FairseqMasker(data.dictionary)
-    training_masker = exact if masker == "fairseq" else FastMasker(data.dictionary)
-    train = data.splits.get("train")
+    training_masker = exact if config.masker == "fairseq" else FastMasker(data.dictionary)
     buckets = {
-        name: bucket_lengths(blocks.sizes[blocks.usable], lengths)
+        name: bucket_lengths(blocks.sizes[blocks.usable], config.lengths)
         for name, blocks in data.splits.items()
     }
 
-    def batches(epoch: int, start: int) -> Iterator[Batch]:
-        blocks = _split(data, "train")
-        plan = plan_batches(
+    def training_plan(blocks: Blocks, epoch: int) -> BatchPlan:
+        return plan_batches(
             blocks,
             training_order(blocks, seed, epoch),
             batch_size=batch_size,
             lengths=_within(buckets["train"], blocks),
             shuffle=(seed, epoch),
         )
+
+    def batches(epoch: int, start: int) -> Iterator[Batch]:
+        blocks = _split(data, "train")
+        plan = training_plan(blocks, epoch)
         made = MaskedBatches(
             blocks, training_masker, plan, seed=seed, epoch=epoch, process=place.process
         )
@@ -126,14 +135,15 @@ def text_task(
         return made.iterate(threads=threads)
 
     def rate(step: int) -> float:
-        if schedule == "constant":
-            return learning_rate * min(1.0, step / warmup_updates if warmup_updates else 1.0)
-        return polynomial_decay(
-            step, peak=learning_rate, warmup=warmup_updates, horizon=total_updates
-        )
+        peak, warmup = config.learning_rate, config.warmup_updates
+        if config.schedule == "constant":
+            return peak * min(1.0, step / warmup if warmup else 1.0)
+        return polynomial_decay(step, peak=peak, warmup=warmup, horizon=config.total_updates)
 
-    rows, tokens = _epoch_size(train, batch_size, buckets.get("train", ()), seed)
-    optimizer = adam(b2=adam_b2, eps=adam_eps, weight_decay=weight_decay)
+    # The same in every epoch.
+    first = training_plan(data.splits["train"], 1) if "train" in data.splits else None
+    rows, tokens = (first.rows.size, first.tokens) if first is not None else (0, 0)
+    optimizer = adam(b2=config.adam_b2, eps=config.adam_eps, weight_decay=config.weight_decay)
     plain_loss = masked_lm_loss(network)
 
     def loss_fn(model: Model, batch: Batch, key: Any, train: bool) -> Any:
@@ -146,7 +156,9 @@ def text_task(
         unit="tokens",
         seed=seed,
         init=init,
-        train_step=make_train_step(loss_fn, optimizer, accumulate=accumulate, keep=place.kept),
+        train_step=make_train_step(
+            loss_fn, optimizer, accumulate=config.accumulate, keep=place.kept
+        ),
         eval_step=make_eval_step(loss_fn),
         learning_rate=rate,
         train_batches=batches,
@@ -169,11 +181,11 @@ def evaluated_rows(wanted: int, part: int, devices: int) -> int:
     return wanted or min(part, _EVALUATED_PER_DEVICE * devices)
 
 
-def padding_waste(data: TextData, *, batch_size: int, lengths: int, seed: int = 0) -> float:
+def padding_waste(data: TextData, *, batch_size: int, lengths: int) -> float:
     """Share of the positions of an epoch's batches that is padding, in [0, 1)."""
     blocks = _split(data, "train")
     sizes = _within(bucket_lengths(blocks.sizes[blocks.usable], lengths), blocks)
-    order = training_order(blocks, seed, 1)
+    order = training_order(blocks, 0, 1)
     return plan_batches(blocks, order, batch_size=batch_size, lengths=sizes).waste
 
 
@@ -190,14 +202,3 @@ def _split(data: TextData, split: str) -> Blocks:
 def _within(lengths: tuple[int, ...], blocks: Blocks) -> tuple[int, ...]:
     """Bucket lengths rounded up for speed, but never beyond what the model has positions for."""
     return tuple(min(length, blocks.max_tokens) for length in lengths)
-
-
-def _epoch_size(
-    blocks: Blocks | None, batch_size: int, lengths: tuple[int, ...], seed: int
-) -> tuple[int, int]:
-    """Rows of an epoch's batches (the same in every epoch), and tokens in them."""
-    if blocks is None:
-        return 0, 0
-    order = training_order(blocks, seed, 1)
-    plan = plan_batches(blocks, order, batch_size=batch_size, lengths=_within(lengths, blocks))
-    return plan.rows.size, plan.tokens

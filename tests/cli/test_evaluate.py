@@ -6,9 +6,9 @@ from etils import epath
 from lawa_jax.output import write_checkpoint
 from lawa_jax.training import run_directory
 from lawa_jax.training.config import ImageConfig, to_json
+from lawa_jax.training.image_task import image_task, load_images
 from lawa_jax.training.lawa import evaluate_latest
 from lawa_jax.training.mesh import Placement
-from lawa_jax.training.wiring import image_task_of, load_images
 
 CONFIG = ImageConfig(
     dataset="dummy", arch="resnet_digits", dummy_examples=64, dummy_classes=4, image_size=8,
@@ -18,7 +18,7 @@ CONFIG = ImageConfig(
 
 @pytest.fixture(scope="module")
 def task():
-    return image_task_of(CONFIG, load_images(CONFIG), Placement())
+    return image_task(CONFIG, load_images(CONFIG), Placement())
 
 
 @pytest.fixture(scope="module")

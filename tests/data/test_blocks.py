@@ -73,12 +73,8 @@ def test_bad_input():
         complete_blocks(lines([1, 1, 1]), 6)
     with pytest.raises(ConfigError, match="text: 0 lines, all empty"):
         complete_blocks(lines([]), 6)
-    message = r"text: line 2 has 7 tokens and the model takes 5 beside <s>; 1 of 2 blocks"
+    message = r"text: line 1 has 7 tokens and the model takes 5 beside <s>; all 2 blocks"
     with pytest.raises(ConfigError, match=message):
-        complete_blocks(lines([2, 7]), 6, too_long="error")
-    with pytest.raises(ConfigError, match="1 of 1 blocks are too long"):
-        complete_blocks(lines([7]), 6)
+        complete_blocks(lines([7, 8]), 6)
     with pytest.raises(ConfigError, match="tokens_per_sample must be at least 2"):
         complete_blocks(lines([2]), 1)
-    with pytest.raises(ConfigError, match="too_long must be"):
-        complete_blocks(lines([2]), 6, too_long="cut")

@@ -134,9 +134,7 @@ def test_raw_text_that_cannot_be_read(bpe, dictionary, tmp_path):
         binarize(tmp_path / "raw.txt", tmp_path / "x", bpe, dictionary)
 
 
-def test_too_long_lines_are_skipped_or_refused(bpe, dictionary, tmp_path):
+def test_too_long_lines_are_skipped(bpe, dictionary, tmp_path):
     binarize(["the cat", "the " * 50], tmp_path / "x", bpe, dictionary)
     lines = read_token_lines(tmp_path / "x")
     assert complete_blocks(lines, 32).usable.tolist() == [0]
-    with pytest.raises(ConfigError, match="line 2 has"):
-        complete_blocks(lines, 32, too_long="error")

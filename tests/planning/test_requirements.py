@@ -43,12 +43,13 @@ json.dump(found, sys.stdout)
 """
 RESNET = """
 from lawa_jax.data.datasets import load_dummy
+from lawa_jax.training.config import ImageConfig
 from lawa_jax.training.image_task import image_task
 slice_ = topology.describe("{slice}")
 batch = 64 * len(slice_.devices)
 data = load_dummy(batch, num_classes=1000, image_size=224)
-task = image_task(data, place=requirements.placement(slice_), seed=0, epochs=90, batch_size=batch,
-                  compute_dtype="bfloat16")
+config = ImageConfig(batch_size=batch, compute_dtype="bfloat16")
+task = image_task(config, data, requirements.placement(slice_))
 train = requirements.batch_shapes(data.train[0], batch)
 """
 
@@ -56,13 +57,13 @@ ROBERTA = """
 import numpy as np
 from lawa_jax.data.masking import max_targets
 from lawa_jax.data.text import dummy_text
-from lawa_jax.training.text_task import roberta_network, text_task
+from lawa_jax.training.text_config import TextConfig
+from lawa_jax.training.text_task import text_task
 slice_ = topology.describe("v5e:4x4")
 data = dummy_text(128, max_tokens=512)
-network = roberta_network("bfloat16", vocab_size=50265, layers=12, width=768, ffn_width=3072,
-                          heads=12, max_tokens=512, scan=True, remat=True)
-place = requirements.placement(slice_, fsdp=4)
-task = text_task(data, network, place=place, seed=0, batch_size=128)
+config = TextConfig(vocab_size=50265, batch_size=128, compute_dtype="bfloat16", scan=True,
+                    remat=True)
+task = text_task(config, data, requirements.placement(slice_, fsdp=4))
 targets = np.zeros(max_targets(512), np.int32)
 example = {"tokens": np.zeros(512, np.int32), "masked_positions": targets, "targets": targets}
 train = requirements.batch_shapes(example, 128)

@@ -1,3 +1,4 @@
+import dataclasses
 import itertools
 import os
 import signal
@@ -15,12 +16,13 @@ from lawa_jax.data.loader import ArraySource
 from lawa_jax.errors import ConfigError
 from lawa_jax.script import Terminated
 from lawa_jax.training import lawa, resume
+from lawa_jax.training.config import ImageConfig
 from lawa_jax.training.image_task import image_task
 from lawa_jax.training.loop import train
 from lawa_jax.training.mesh import Placement
 from lawa_jax.trajectory import list_steps, open_checkpoint
 
-SMALL = {"seed": 0, "epochs": 3, "batch_size": 8, "arch": "resnet_digits", "threads": 1}
+SMALL = ImageConfig(epochs=3, batch_size=8, arch="resnet_digits", bn_batches=0, loader_threads=1)
 
 
 def pixels(count, seed=0):
@@ -33,7 +35,8 @@ def pixels(count, seed=0):
 
 def made(validation=11, **options):
     data = ImageData(ArraySource(**pixels(16)), ArraySource(**pixels(validation, 1)), 10, None)
-    return image_task(data, place=options.pop("place", Placement()), **{**SMALL, **options})
+    place = options.pop("place", Placement())
+    return image_task(dataclasses.replace(SMALL, **options), data, place)
 
 
 def one_step(task, batch):
@@ -100,9 +103,10 @@ def folder(tmp_path_factory):
 
 def of_folder(folder, workers):
     data = imagenet.find(folder, image_size=8, dtype="uint8")
-    options = {**SMALL, "batch_size": 4}
-    place = Placement(jax.devices()[:1])
-    return image_task(data, place=place, workers=workers, bn_batches=1, **options)
+    config = dataclasses.replace(
+        SMALL, batch_size=4, base_batch_size=4, loader_workers=workers, bn_batches=1
+    )
+    return image_task(config, data, Placement(jax.devices()[:1]))
 
 
 def test_the_training_images_are_evaluated_without_augmentation(folder):

@@ -14,11 +14,12 @@ from lawa_jax.output import write_checkpoint
 from lawa_jax.search import scoring
 from lawa_jax.training import run_directory
 from lawa_jax.training.config import ImageConfig, to_json
+from lawa_jax.training.image_task import image_task, load_images
 from lawa_jax.training.lawa import evaluate_latest
 from lawa_jax.training.mesh import Placement
 from lawa_jax.training.run_evaluator import run_config, run_evaluator
 from lawa_jax.training.text_config import TextConfig
-from lawa_jax.training.wiring import image_task_of, load_images, load_text, text_task_of
+from lawa_jax.training.text_task import load_text, text_task
 
 IMAGES = ImageConfig(
     dataset="dummy", arch="resnet_digits", dummy_examples=64, dummy_classes=4, image_size=8,
@@ -47,7 +48,7 @@ def make_run(path, config, task):
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
-    task = image_task_of(IMAGES, load_images(IMAGES), Placement())
+    task = image_task(IMAGES, load_images(IMAGES), Placement())
     return make_run(epath.Path(tmp_path_factory.mktemp("images")) / "run", IMAGES, task), task
 
 
@@ -60,7 +61,7 @@ def texts(tmp_path_factory):
     config = dataclasses.replace(TEXT, data_dir=str(folder / "data"))
     data = load_text(config, ("val", "test"))
     config = dataclasses.replace(config, vocab_size=len(data.dictionary))
-    task = text_task_of(config, data, Placement())
+    task = text_task(config, data, Placement())
     return make_run(epath.Path(folder) / "run", config, task), task
 
 

@@ -1,5 +1,7 @@
 """The task's batches, and its step on sharded parameters, against plain ones."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -7,25 +9,19 @@ import pytest
 from lawa_jax.data.text import dummy_text
 from lawa_jax.errors import ConfigError
 from lawa_jax.training.mesh import Placement
-from lawa_jax.training.text_task import evaluated_rows, padding_waste, roberta_network, text_task
+from lawa_jax.training.text_config import TextConfig
+from lawa_jax.training.text_task import evaluated_rows, padding_waste, text_task
 from lawa_jax.tree import named_leaves
 
-SIZES = {
-    "vocab_size": 64,
-    "layers": 2,
-    "width": 64,
-    "ffn_width": 128,
-    "heads": 2,
-    "max_tokens": 16,
-    "dropout": 0.0,
-    "attention_dropout": 0.0,
-}
+SMALL = TextConfig(
+    seed=3, batch_size=8, warmup_updates=0, loader_threads=0,
+    layers=2, width=64, ffn_width=128, heads=2, max_tokens=16, dropout=0.0, attention_dropout=0.0,
+)  # fmt: skip
 
 
 def task_of(place, **options):
     data = dummy_text(32, max_tokens=16, vocab_size=64)
-    settings = {"seed": 3, "batch_size": 8, "warmup_updates": 0, "threads": 0}
-    return text_task(data, roberta_network(**SIZES), place=place, **(settings | options))
+    return text_task(dataclasses.replace(SMALL, **options), data, place)
 
 
 def run(task, steps=3):
