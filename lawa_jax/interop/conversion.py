@@ -12,10 +12,21 @@ from typing import Any
 
 from tqdm import tqdm
 
-from lawa_jax.errors import CorruptCheckpointError, LawaError, SelectionError
+from lawa_jax.errors import (
+    CheckpointWriteError,
+    CorruptCheckpointError,
+    LawaError,
+    SelectionError,
+)
 from lawa_jax.interop import epoch_writer, run_files
 from lawa_jax.interop.names import Conversion, Converter, Names
-from lawa_jax.trajectory.file_steps import FoundFiles, NumberedFile, check_epoch, discover
+from lawa_jax.trajectory.file_steps import (
+    FoundFiles,
+    NumberedFile,
+    Unit,
+    check_epoch,
+    discover,
+)
 from lawa_jax.trajectory.formats.huggingface import open_state
 from lawa_jax.trajectory.formats.state_dict import StateDict
 from lawa_jax.tree import LeafSpec, check_compatible
@@ -35,6 +46,8 @@ class ConvertOptions:
     trust_names: bool = False
     wrapper: str | None = None
     stubs: tuple[str, ...] = ()
+    by: Unit | None = None
+    match: str | None = None
 
 
 @dataclass(frozen=True)
@@ -64,7 +77,8 @@ def convert_trajectory(
         once; ``verify`` re-reads and compares every tensor; ``dry_run`` opens every file and
         writes nothing; ``overwrite`` replaces epochs that come from elsewhere or are damaged;
         ``allow_gaps`` goes on although epochs are missing; ``trust_names`` ignores epochs stated
-        in files; ``wrapper`` and ``stubs`` as in `open_state`.
+        in files; ``wrapper`` and ``stubs`` as in `open_state`; ``by`` and ``match`` as in
+        `discover`.
 
     Raises:
       SelectionError: missing or duplicate epochs, or names and contents disagree.
@@ -79,13 +93,17 @@ def convert_trajectory(
 
     trajectory = discover(
         source,
+        opened=opened,
         epochs=options.epochs,
         every=options.every,
-        facts=lambda path: dict(opened(path).facts),
+        by=options.by,
+        match=options.match,
     )
     _check_gaps(trajectory, options.allow_gaps)
     for text in trajectory.ignored:
         _say(f"ignored: {text}")
+    for text in trajectory.notes:
+        _say(f"note: {text}")
     first = trajectory.checkpoints[0]
     plan = convert(opened(first.path))
     for note in plan.notes:
@@ -146,7 +164,7 @@ class _Job:
         checkpoints = list(checkpoints)
         for found in checkpoints:
             self._open(found)
-            print(f"epoch {found.epoch}: {found.path} -> {_bytes(self._names.nbytes)}")
+            print(f"{found.unit} {found.epoch} ({found.by}): {found.path}")
         epochs = tuple(found.epoch for found in checkpoints)
         return Summary((), (), self._names.nbytes * len(epochs), ())
 
@@ -211,7 +229,10 @@ class _Job:
         for error in errors:
             if error is not None and not isinstance(error, _Stopped):
                 if done:
-                    _say(f"{len(done)} epochs are converted and kept; the same command goes on")
+                    # Other models and wrong selections stay what they are.
+                    mended = isinstance(error, CorruptCheckpointError | CheckpointWriteError)
+                    then = "; once that is mended the same command goes on" if mended else ""
+                    _say(f"{len(done)} epochs are converted and kept{then}")
                 raise error
         return done
 
@@ -269,7 +290,3 @@ def check_same_names(expected: Names, found: Names, first: Path, path: Path) -> 
         f"{path}: the same leaves as {first}, but stored differently ({what}); convert it into a "
         "run of its own"
     )
-
-
-def _bytes(count: int) -> str:
-    return f"{count / 1e6:.1f} MB"

@@ -4,7 +4,7 @@ import gc
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 import tyro
 
@@ -28,6 +28,11 @@ class ConvertArguments:
     """Go back: from a run to PyTorch files."""
     epochs: str = ""
     """First and last epoch to convert, both included: 26:90. Default: all."""
+    by: Literal["epoch", "step", "auto"] = "auto"
+    """Number the checkpoints by epoch or by step; auto: by epoch, or by step where an epoch has
+    several checkpoints."""
+    match: str = ""
+    """Only the files of this glob: 'G_*.pth', 'iter_*/mp_rank_00'."""
     every: int = 1
     """Convert every so many-th of these, counted from the first."""
     workers: int = 2
@@ -52,7 +57,7 @@ class ConvertArguments:
 
 _OF_EXPORTING = {"names", "style"}
 _OF_CONVERTING = {
-    *("epochs", "every", "workers", "verify", "dry_run"),
+    *("epochs", "by", "match", "every", "workers", "verify", "dry_run"),
     *("allow_gaps", "trust_names", "wrapper", "stub"),
 }
 
@@ -90,6 +95,8 @@ def execute(line: ConvertArguments, convert: Converter, names_for: NamesFor | No
         trust_names=line.trust_names,
         wrapper=line.wrapper or None,
         stubs=line.stub,
+        by=None if line.by == "auto" else line.by,
+        match=line.match or None,
     )
     # Every few files a full collection would walk all objects of jax and torch, 0.2 s each time:
     # what is there now stays.

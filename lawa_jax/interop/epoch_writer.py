@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 
 from lawa_jax.errors import CheckpointNotFoundError, CorruptCheckpointError
-from lawa_jax.interop.bits import same_bits
 from lawa_jax.interop.names import Entry, Names
 from lawa_jax.interop.rules import copied_as_ours, laid_out_as_theirs
 from lawa_jax.output import StepWriter
 from lawa_jax.trajectory import Checkpoint, open_checkpoint, verify_checkpoint
+from lawa_jax.trajectory.bits import same_bits
 from lawa_jax.trajectory.formats.state_dict import StateDict
 
 _BLOCK_BYTES = 4 << 20

@@ -12,9 +12,9 @@ from typing import Literal
 import numpy as np
 
 from lawa_jax.errors import TreeMismatchError
-from lawa_jax.interop.bits import same_bits
 from lawa_jax.interop.names import Constant, Conversion, Entry, Names, constant
 from lawa_jax.interop.rules import Rule, common_prefix, rank_fits, to_ours, to_theirs
+from lawa_jax.trajectory.bits import same_bits
 from lawa_jax.trajectory.formats.state_dict import StateDict
 from lawa_jax.tree import LeafSpec
 
