@@ -27,7 +27,8 @@ def missing_between(steps: Sequence[int]) -> tuple[int, ...]:
     pairs = list(itertools.pairwise(steps))
     inner = [b - a for a, b in pairs[1:-1]]
     ends = [pairs[0][1] - pairs[0][0], pairs[-1][1] - pairs[-1][0]]
-    if 2 * (inner or ends).count(step) < len(inner or ends):
+    distances = [b - a for a, b in pairs[:-1]]
+    if 2 * distances.count(step) < len(distances):
         return ()
     if any(d % step for d in inner) or any(d > step and d % step for d in ends):
         return ()

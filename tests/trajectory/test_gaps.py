@@ -11,7 +11,7 @@ def test_what_never_was_is_not_missing():
     assert missing_between([500, 1000, 1250]) == ()
     assert missing_between([1, 10, 20, 30]) == ()
     assert missing_between([4, 9, 12]) == missing_between([3, 7, 8, 20, 31]) == ()
-    assert missing_between([1, 5, 10, 20, 23]) == (15,)
+    assert missing_between([1, 5, 10, 15, 25, 28]) == (20,)
 
 
 def test_stride():
