@@ -14,6 +14,7 @@ from lawa_jax.interop.conversion import ConvertOptions, Summary, convert_traject
 from lawa_jax.interop.export import NamesFor
 from lawa_jax.interop.names import Converter
 from lawa_jax.trajectory.file_steps import parse_epochs
+from lawa_jax.trajectory.formats import inert
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,7 @@ class ConvertArguments:
 
 _OF_EXPORTING = {"names", "style"}
 _OF_CONVERTING = {
+    *("heads", "arch"),
     *("epochs", "by", "match", "every", "workers", "verify", "dry_run"),
     *("allow_gaps", "trust_names", "wrapper", "stub"),
 }
@@ -117,6 +119,12 @@ def _check(line: ConvertArguments) -> None:
             if line.export
             else f"{flag} goes with --export"
         )
+    for name in line.stub:
+        if not inert.may_be_chosen(name):
+            raise SelectionError(
+                f"--stub {name}: nothing of Python itself, torch, numpy or jax is ever replaced by "
+                "it; leave it out"
+            )
     if line.workers < 1:
         raise SelectionError(f"--workers: expected >= 1, found {line.workers}")
 
@@ -126,6 +134,8 @@ def _told(summary: Summary, line: ConvertArguments) -> str:
     if line.dry_run:
         return f"would write {size} to {line.target}"
     verified = ", every tensor verified" if line.verify and summary.converted else ""
+    if verified and summary.left_out:
+        verified += f" but for what was left out: {summary.left_out}"
     before = len(summary.finished_before)
     again = f"; {before} were finished before" if before else ""
     return f"{line.target}: {len(summary.converted)} epochs converted ({size}{verified}){again}"

@@ -153,6 +153,7 @@ def export_one(checkpoint: Checkpoint, file: Path, names: Names) -> None:
                 objects=objects,
                 wrapper=names.wrapper,
                 beside=beside,
+                nested=names.nested,
             )
         os.replace(aside, file)
     finally:

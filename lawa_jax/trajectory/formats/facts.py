@@ -12,6 +12,8 @@ _METRICS = {
     "val_loss": "val/loss",
     "best": "val/loss_best",
 }
+# A tensor of one of these names is a figure, no weight.
+NAMES = frozenset({*_METRICS, "epoch", "global_step", "step", "num_updates", "iteration"})
 
 
 def number(value: Any) -> float | None:
@@ -44,12 +46,26 @@ def collect(content: Any) -> dict[str, Any]:
     facts: dict[str, Any] = {}
     for key, names in (
         ("epoch", ("epoch",)),
-        ("step", ("global_step", "step", "num_updates", "iteration")),
+        ("step", ("global_step", "global_steps", "step", "num_updates", "iteration")),
     ):
         for name in names:
             value = number(content.get(name))
             if value is not None and value == int(value):
                 facts.setdefault(key, int(value))
+    meta = content.get("meta")  # OpenMMLab
+    if isinstance(meta, Mapping):
+        for key, name in (("epoch", "epoch"), ("step", "iter")):
+            value = number(meta.get(name))
+            if value is not None:
+                facts.setdefault(key, int(value))
+    if "network_weights" in content and number(content.get("current_epoch")) is not None:
+        # nnU-Net states the epoch to do next.
+        facts |= {"epoch": int(content["current_epoch"]), "completed": False}
+    history = content.get("optimizer_history")  # fairseq
+    if isinstance(history, list) and history and isinstance(history[-1], Mapping):
+        updates = number(history[-1].get("num_updates"))
+        if updates is not None:
+            facts.setdefault("step", int(updates))
     if isinstance(content.get("arch"), str):
         facts["arch"] = content["arch"]
     extra = content.get("extra_state")

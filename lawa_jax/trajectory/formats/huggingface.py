@@ -1,11 +1,12 @@
 """Opening whatever holds a state dict: a file of either format, or a directory of shards."""
 
+import dataclasses
 import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from lawa_jax.errors import CheckpointNotFoundError, CorruptCheckpointError
+from lawa_jax.errors import CheckpointNotFoundError, CorruptCheckpointError, SelectionError
 from lawa_jax.trajectory.formats import safetensors_files, torch_files
 from lawa_jax.trajectory.formats.state_dict import StateDict
 
@@ -20,6 +21,7 @@ _IN_DIRECTORY = (
 )
 _TRAINER_STATE = "trainer_state.json"
 _CONFIG = "config.json"
+_LFS = b"version https://git-lfs.github.com/spec/"
 
 
 def is_checkpoint_directory(path: Path) -> bool:
@@ -53,7 +55,16 @@ def open_state(path: Path, *, wrapper: str | None = None, stubs: Iterable[str] =
         return _open_directory(path, wrapper, tuple(stubs))
     if not path.is_file():
         raise CheckpointNotFoundError(f"{path}: no such file")
+    with path.open("rb") as file:
+        if file.read(len(_LFS)) == _LFS:
+            raise CorruptCheckpointError(
+                f"{path}: a Git LFS pointer, not the file itself; fetch it with: git lfs pull"
+            )
     if path.suffix == ".safetensors":
+        if wrapper is not None:
+            raise SelectionError(
+                f"{path}: a safetensors file has no keys around its tensors; leave --wrapper out"
+            )
         return safetensors_files.read(path)
     return torch_files.read(path, wrapper=wrapper, stubs=stubs)
 
@@ -74,16 +85,7 @@ def _open_directory(path: Path, wrapper: str | None, stubs: tuple[str, ...]) -> 
     else:
         state = _open_shards(chosen, wrapper, stubs)
     facts = {**_facts_beside(path), **state.facts}
-    return StateDict(
-        path,
-        state.specs,
-        state.read,
-        state.shared,
-        state.wrapper,
-        state.objects,
-        state.skipped,
-        facts,
-    )
+    return dataclasses.replace(state, path=path, facts=facts)
 
 
 def _open_shards(index: Path, wrapper: str | None, stubs: tuple[str, ...]) -> StateDict:

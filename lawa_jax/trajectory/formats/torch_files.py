@@ -8,6 +8,7 @@ nothing that a file names is imported or run. Any other global is refused by nam
 import errno
 import pickle
 import re
+import tarfile
 import threading
 import zipfile
 from collections import OrderedDict
@@ -84,7 +85,8 @@ def read(path: Path, *, wrapper: str | None = None, stubs: Iterable[str] = ()) -
     """
     torch = import_torch()
     content = load(path, stubs=stubs)
-    tensors, keys = find_tensors(content, lambda x: isinstance(x, torch.Tensor), str(path), wrapper)
+    is_tensor = lambda x: isinstance(x, torch.Tensor)  # noqa: E731
+    tensors, keys, nested, left_out = find_tensors(content, is_tensor, str(path), wrapper)
     dtypes = _numpy_dtypes(torch)
     specs: dict[str, LeafSpec] = {}
     shared: dict[str, str] = {}
@@ -118,7 +120,18 @@ def read(path: Path, *, wrapper: str | None = None, stubs: Iterable[str] = ()) -
         return tensor.view(bits).numpy().view(target)
 
     found = facts.collect(content) if keys else {}
-    return StateDict(path, specs, array, shared, keys, objects, tuple(skipped), found)
+    return StateDict(
+        path,
+        specs,
+        array,
+        shared,
+        keys,
+        objects,
+        tuple(skipped),
+        left_out,
+        nested,
+        found,
+    )
 
 
 def load(path: Path, *, stubs: Iterable[str] = ()) -> Any:
@@ -152,6 +165,24 @@ def _damaged(path: Path, error: Exception) -> str:
             f"{path}: pickled with protocol 4 or later, which PyTorch's safe reader does not know; "
             "save it again without pickle_protocol=, where you trust it"
         )
+    if "Only persistent_load of storage is allowed" in str(error):
+        return (
+            f"{path}: it holds a pickled module with its source code, in the format before torch "
+            "1.6; load it with the program that wrote it and save the state dict alone"
+        )
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            names = [entry.filename.partition("/")[2] for entry in archive.infolist()]
+        if "constants.pkl" in names:
+            return f"{path}: a TorchScript archive, no state dict; save model.state_dict() instead"
+        if "data.pkl" not in names:
+            return f"{path}: a zip archive, but none that torch.save wrote; unpack it first"
+        return (
+            f"{path}: the archive is whole, but PyTorch's safe reader cannot read it "
+            f"({_first_line(error)}); save the state dict alone with the program that wrote it"
+        )
+    if tarfile.is_tarfile(path):
+        return f"{path}: a tar archive, no PyTorch checkpoint; unpack it first"
     return (
         f"{path}: not a PyTorch checkpoint, or a truncated one "
         f"({path.stat().st_size} bytes; {_first_line(error)}); copy it again"
@@ -192,10 +223,18 @@ def _stand_ins(names: Iterable[str], stubs: tuple[str, ...], path: Path) -> list
 
 
 def _refused(path: Path, name: str) -> UnsafePickleError:
+    if inert.may_be_chosen(name):
+        remedy = (
+            f"If it is a harmless configuration class, --stub {name} replaces it by an inert one"
+        )
+    else:
+        remedy = (
+            "No stand-in can be used for it. Where you trust the file, load it with the program "
+            "that wrote it and save the state dict alone"
+        )
     return UnsafePickleError(
         f"{path}: refused, since its pickle asks for the global {name!r}, which weights do not "
-        "need; nothing was run. If it is a harmless configuration class, --stub "
-        f"{name} replaces it by an inert one"
+        f"need; nothing was run. {remedy}"
     )
 
 
@@ -226,6 +265,7 @@ def write(
     objects: Mapping[str, Any],
     wrapper: tuple[str, ...],
     beside: Mapping[str, Any],
+    nested: Mapping[str, tuple[str, ...]] | None = None,
 ) -> None:
     """Write a ``torch.save`` file that ``torch.load(weights_only=True)`` reads.
 
@@ -237,16 +277,20 @@ def write(
       objects: plain entries by name.
       wrapper: keys around the state dict.
       beside: further entries at the top (``epoch``), only with a wrapper.
+      nested: keys of tensors that go into dicts inside the state dict.
 
     Raises:
       CheckpointWriteError: disk full, permission denied.
     """
     torch = import_torch()
     tensors = {name: to_tensor(array) for name, array in arrays.items()}
-    content: Any = OrderedDict(
-        (name, objects[name] if name in objects else tensors[shared.get(name, name)])
-        for name in order
-    )
+    content: Any = OrderedDict()
+    for name in order:
+        *above, key = (nested or {}).get(name, (name,))
+        place = content
+        for step in above:
+            place = place.setdefault(step, OrderedDict())
+        place[key] = objects[name] if name in objects else tensors[shared.get(name, name)]
     for depth, key in enumerate(reversed(wrapper)):
         content = {**(beside if depth == len(wrapper) - 1 else {}), key: content}
     try:
