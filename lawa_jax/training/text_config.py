@@ -1,9 +1,10 @@
 """The configuration of masked language modelling."""
 
 import dataclasses
-from typing import Literal
+from typing import ClassVar, Literal
 
 from lawa_jax.errors import ConfigError
+from lawa_jax.models.activations import ACTIVATIONS
 from lawa_jax.training.config import RunConfig
 
 
@@ -39,7 +40,20 @@ class TextConfig(RunConfig):
     heads: int = 12
     """Attention heads."""
     max_tokens: int = 512
-    """Longest block, <s> included."""
+    """Positions of the model, <s> included."""
+    tokens_per_sample: int = 0
+    """Longest block, <s> included; 0: max_tokens."""
+    activation: str = "gelu"
+    """Of the feed-forward blocks: gelu, gelu_tanh, quick_gelu, relu, relu_squared, silu, tanh or
+    linear."""
+    head_activation: str = "gelu"
+    """Of the masked-language-model head."""
+    layer_norm_epsilon: float = 1e-5
+    """Added to the variances of LayerNorm."""
+    pre_norm: bool = False
+    """LayerNorm before each block instead of after it, and once more at the end."""
+    token_types: int = 0
+    """Rows of an embedding of token types, as converted from Hugging Face; 0 for none."""
     dropout: float = 0.1
     """After embeddings, attention and feed-forward blocks."""
     attention_dropout: float = 0.1
@@ -73,8 +87,14 @@ class TextConfig(RunConfig):
     masker: Literal["fast", "fairseq"] = "fast"
     """Of training blocks; both have the same distribution, fairseq's the same bits as fairseq.
     Evaluation always masks as fairseq."""
+    eval_seed: int = 1
+    """Of the masks and the order of evaluation; fairseq takes the run's seed, by default 1."""
+    mask_prob: float = 0.15
+    """Share of the tokens that are hidden and predicted."""
     eval_batch_size: int = 0
     """Blocks evaluated at once; 0: as many as one part of a training batch, at most 32 a device."""
+
+    no_effect_on_evaluation: ClassVar[frozenset[str]] = frozenset({"seed"})
 
     def check(self) -> None:
         """Raises ConfigError for values that make no sense."""
@@ -92,10 +112,27 @@ class TextConfig(RunConfig):
             ("dummy_blocks", 8),
             ("vocab_size", 0),
             ("eval_batch_size", 0),
+            ("eval_seed", 0),
+            ("token_types", 0),
             ("warmup_updates", 0),
         ):
             if getattr(self, name) < least:
                 raise ConfigError(f"{name}: expected >= {least}, found {getattr(self, name)}")
+        for name in ("activation", "head_activation"):
+            if getattr(self, name) not in ACTIVATIONS:
+                raise ConfigError(
+                    f"{name}: expected one of {', '.join(ACTIVATIONS)}, found "
+                    f"{getattr(self, name)!r}"
+                )
+        if not (self.tokens_per_sample == 0 or 2 <= self.tokens_per_sample <= self.max_tokens):
+            raise ConfigError(
+                f"tokens_per_sample: expected 2 to max_tokens={self.max_tokens}, found "
+                f"{self.tokens_per_sample}"
+            )
+        if not 0 < self.mask_prob < 1:
+            raise ConfigError(f"mask_prob: expected in (0, 1), found {self.mask_prob}")
+        if not self.layer_norm_epsilon > 0:
+            raise ConfigError(f"layer_norm_epsilon: expected > 0, found {self.layer_norm_epsilon}")
         for name in ("dropout", "attention_dropout", "adam_b2"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"{name}: expected in [0, 1), found {getattr(self, name)}")

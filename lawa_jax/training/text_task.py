@@ -15,7 +15,7 @@ from lawa_jax.data.batching import (
     training_order,
 )
 from lawa_jax.data.blocks import Blocks
-from lawa_jax.data.masking import FairseqMasker, FastMasker
+from lawa_jax.data.masking import MASK_RATE, FairseqMasker, FastMasker
 from lawa_jax.data.text import TextData
 from lawa_jax.errors import ConfigError
 from lawa_jax.models.functional import Functional, Model, functional
@@ -28,8 +28,7 @@ from lawa_jax.training.task import Task
 
 # Names of the trainers' splits in a data-bin directory.
 FAIRSEQ_SPLITS = {"train": "train", "val": "valid", "test": "test"}
-# fairseq evaluates with these, whatever the run's seed.
-_EVALUATION_SEED = _EVALUATION_EPOCH = 1
+_EVALUATION_EPOCH = 1  # fairseq's, at whatever epoch it evaluates
 _EVALUATED_PER_DEVICE = 32
 
 
@@ -56,6 +55,8 @@ def text_task(
     lengths: int = 4,
     masker: str = "fast",
     eval_batch_size: int = 0,
+    eval_seed: int = 1,
+    mask_prob: float = MASK_RATE,
     threads: int = 4,
 ) -> Task:
     """RoBERTa on blocks of text, trained as the paper did with fairseq.
@@ -76,6 +77,8 @@ def text_task(
       lengths: padded lengths.
       masker: "fast" or "fairseq", of training blocks.
       eval_batch_size: blocks evaluated at once; 0: see `evaluated_rows`.
+      eval_seed: of the masks and the order of evaluation.
+      mask_prob: share of the tokens that are hidden and predicted.
       threads: masking threads.
 
     Raises:
@@ -85,8 +88,9 @@ def text_task(
     place.check_batch(part)
     eval_batch_size = evaluated_rows(eval_batch_size, part, place.device_count)
     place.check_batch(eval_batch_size)
-    exact = FairseqMasker(data.dictionary)
-    training_masker = exact if masker == "fairseq" else FastMasker(data.dictionary)
+    exact = FairseqMasker(data.dictionary, mask_rate=mask_prob)
+    fast = FastMasker(data.dictionary, mask_rate=mask_prob)
+    training_masker = exact if masker == "fairseq" else fast
     train = data.splits.get("train")
     buckets = {
         name: bucket_lengths(blocks.sizes[blocks.usable], lengths)
@@ -111,7 +115,7 @@ def text_task(
         blocks = _split(data, split)
         plan = plan_batches(
             blocks,
-            evaluation_order(blocks, _EVALUATION_SEED),
+            evaluation_order(blocks, eval_seed),
             batch_size=eval_batch_size,
             lengths=_within(buckets[FAIRSEQ_SPLITS[split]], blocks),
         )
@@ -119,7 +123,7 @@ def text_task(
             blocks,
             exact,
             plan,
-            seed=_EVALUATION_SEED,
+            seed=eval_seed,
             epoch=_EVALUATION_EPOCH,
             process=place.process,
         )

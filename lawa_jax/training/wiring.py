@@ -43,7 +43,7 @@ def load_text(config: TextConfig, splits: Sequence[str]) -> TextData:
     return load_data_bin(
         config.data_dir,
         splits=[FAIRSEQ_SPLITS[split] for split in splits],
-        tokens_per_sample=config.max_tokens,
+        tokens_per_sample=config.tokens_per_sample or config.max_tokens,
     )
 
 
@@ -93,6 +93,11 @@ def text_task_of(config: TextConfig, data: TextData, place: Placement) -> Task:
         max_tokens=config.max_tokens,
         dropout=config.dropout,
         attention_dropout=config.attention_dropout,
+        activation=config.activation,
+        head_activation=config.head_activation,
+        layer_norm_epsilon=config.layer_norm_epsilon,
+        pre_norm=config.pre_norm,
+        token_types=config.token_types,
         remat=config.remat,
         scan=config.scan,
     )
@@ -113,5 +118,7 @@ def text_task_of(config: TextConfig, data: TextData, place: Placement) -> Task:
         lengths=config.lengths,
         masker=config.masker,
         eval_batch_size=config.eval_batch_size,
+        eval_seed=config.eval_seed,
+        mask_prob=config.mask_prob,
         threads=config.loader_threads,
     )

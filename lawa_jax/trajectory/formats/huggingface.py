@@ -21,6 +21,13 @@ _IN_DIRECTORY = (
 )
 _TRAINER_STATE = "trainer_state.json"
 _CONFIG = "config.json"
+_SETTINGS = (
+    "model_type",
+    "hidden_act",
+    "layer_norm_eps",
+    "position_embedding_type",
+    "pad_token_id",
+)
 _LFS = b"version https://git-lfs.github.com/spec/"
 
 
@@ -122,16 +129,20 @@ def _open_shards(index: Path, wrapper: str | None, stubs: tuple[str, ...]) -> St
 
 
 def _facts_beside(path: Path) -> dict[str, Any]:
-    """What Hugging Face wrote beside the model: the trainer's step, the model's heads."""
-    facts = {}
-    for file, key, fact in (
-        (_TRAINER_STATE, "global_step", "step"),
-        (_CONFIG, "num_attention_heads", "heads"),
-    ):
-        if (path / file).is_file():
-            value = _json(path / file).get(key)
-            if isinstance(value, int) and not isinstance(value, bool) and value > 0:
-                facts[fact] = value
+    """What Hugging Face wrote beside the model: the trainer's step, the model's configuration."""
+    facts: dict[str, Any] = {}
+    if (path / _TRAINER_STATE).is_file():
+        step = _json(path / _TRAINER_STATE).get("global_step")
+        if isinstance(step, int) and step > 0:
+            facts["step"] = step
+    if (path / _CONFIG).is_file():
+        config = _json(path / _CONFIG)
+        heads = config.get("num_attention_heads")
+        if isinstance(heads, int) and heads > 0:
+            facts["heads"] = heads
+        settings = {k: config[k] for k in _SETTINGS if isinstance(config.get(k), str | int | float)}
+        if settings:
+            facts["settings"] = settings
     return facts
 
 
