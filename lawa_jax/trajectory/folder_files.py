@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from lawa_jax.errors import CheckpointNotFoundError, SelectionError
 from lawa_jax.trajectory.formats.huggingface import SUFFIXES, is_checkpoint_directory
+from lawa_jax.trajectory.formats.trainer_folders import models_below
 from lawa_jax.trajectory.name_steps import NameReading, step_in_name
 
 _NO_EPOCH = {
@@ -47,6 +48,12 @@ def candidates_in(source: Path, match: str | None) -> tuple[list[Candidate], lis
     for path in sorted(p for p in source.iterdir() if not p.name.startswith(".")):
         reading = step_in_name(path.name)
         if path.is_dir():
+            below = [] if is_checkpoint_directory(path) else models_below(path)
+            if below and reading.numbered:
+                raise SelectionError(
+                    f"{path}: it holds {len(below)} models ({', '.join(below)}); choose one with "
+                    f"--match '*/{below[0]}', for instance"
+                )
             reason = None if is_checkpoint_directory(path) else "no checkpoint"
         elif path.suffix not in SUFFIXES:
             reason = "no checkpoint"

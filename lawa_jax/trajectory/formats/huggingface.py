@@ -7,18 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from lawa_jax.errors import CheckpointNotFoundError, CorruptCheckpointError, SelectionError
-from lawa_jax.trajectory.formats import safetensors_files, torch_files
+from lawa_jax.trajectory.formats import safetensors_files, torch_files, trainer_folders
 from lawa_jax.trajectory.formats.state_dict import StateDict
 
 TORCH_SUFFIXES = (".pt", ".pth", ".th", ".bin", ".ckpt", ".tar")
 SUFFIXES = (*TORCH_SUFFIXES, ".safetensors")
-# What Hugging Face calls its files, the safer format first.
-_IN_DIRECTORY = (
-    "model.safetensors.index.json",
-    "pytorch_model.bin.index.json",
-    "model.safetensors",
-    "pytorch_model.bin",
-)
 _TRAINER_STATE = "trainer_state.json"
 _CONFIG = "config.json"
 _SETTINGS = (
@@ -32,9 +25,10 @@ _LFS = b"version https://git-lfs.github.com/spec/"
 
 
 def is_checkpoint_directory(path: Path) -> bool:
-    """Whether a directory is one checkpoint: shards with an index, or a single model file."""
+    """Whether a directory is one checkpoint: a trainer's folder, shards, a single model file."""
     return path.is_dir() and (
-        any((path / name).is_file() for name in _IN_DIRECTORY)
+        trainer_folders.model_file(path) is not None
+        or trainer_folders.refusal(path) is not None
         or any(path.glob("*.index.json"))
         or len(_weight_files(path)) == 1
     )
@@ -77,7 +71,10 @@ def open_state(path: Path, *, wrapper: str | None = None, stubs: Iterable[str] =
 
 
 def _open_directory(path: Path, wrapper: str | None, stubs: tuple[str, ...]) -> StateDict:
-    chosen = next((path / name for name in _IN_DIRECTORY if (path / name).is_file()), None)
+    refused = trainer_folders.refusal(path)
+    if refused is not None:
+        raise SelectionError(refused)
+    chosen = trainer_folders.model_file(path)
     if chosen is None:
         indices, files = sorted(path.glob("*.index.json")), _weight_files(path)
         if len(indices) == 1 or (not indices and len(files) == 1):
