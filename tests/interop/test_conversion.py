@@ -306,3 +306,19 @@ def test_a_failure_that_stays_promises_nothing(tmp_path, trajectory, capsys):
     told = capsys.readouterr().err
     assert "3 epochs are converted and kept" in told
     assert "goes on" not in told
+
+
+def test_a_file_without_checksums_that_was_trained_again_is_noticed(tmp_path, trajectory):
+    source, run = trajectory(), tmp_path / "run"
+    before = torch.serialization.get_crc32_options()
+    torch.serialization.set_crc32_options(False)
+    try:
+        content = torch.load(source / "checkpoint2.pt", weights_only=True)
+        torch.save(content, source / "checkpoint2.pt")
+        convert(source, run, verify=True)
+        content["state_dict"]["module.a.weight"] += 100
+        torch.save(content, source / "checkpoint2.pt")
+    finally:
+        torch.serialization.set_crc32_options(before)
+    with pytest.raises(CheckpointNotFoundError, match="was not made from"):
+        convert(source, run)

@@ -11,6 +11,7 @@ import re
 import tarfile
 import threading
 import zipfile
+import zlib
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -110,7 +111,10 @@ def read(path: Path, *, wrapper: str | None = None, stubs: Iterable[str] = ()) -
             shared[name] = seen[place]
         seen.setdefault(place, name)
 
+    intact = _Checksums(path)
+
     def array(name: str) -> np.ndarray:
+        intact.check(tensors[name], name)
         tensor = tensors[name].detach().resolve_conj().resolve_neg()
         target = specs[name].dtype
         if target.kind != "V" and target.name not in ml_dtypes.__dict__:
@@ -132,6 +136,42 @@ def read(path: Path, *, wrapper: str | None = None, stubs: Iterable[str] = ()) -
         nested,
         found,
     )
+
+
+class _Checksums:
+    """Checks the storages of a zip file against the checksums that it keeps of them.
+
+    PyTorch itself does not: a bit that flipped on disk is loaded as another number.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._known = path, frozenset(zip_checksums(path) or ())
+        self._checked: set[int] = set()
+
+    def check(self, tensor: Any, name: str) -> None:
+        storage = tensor.untyped_storage()
+        if not self._known or not storage.nbytes() or storage.data_ptr() in self._checked:
+            return
+        torch = import_torch()
+        data = torch.empty(0, dtype=torch.uint8).set_(storage).numpy()
+        if (storage.nbytes(), zlib.crc32(data)) not in self._known:
+            raise CorruptCheckpointError(
+                f"{self._path}: tensor {name!r}: its bytes changed since they were saved (the "
+                "archive's checksum differs); copy the file again"
+            )
+        self._checked.add(storage.data_ptr())
+
+
+def zip_checksums(path: Path) -> list[tuple[int, int]] | None:
+    """Size and CRC-32 of each entry of a zip file; None if it is none, or has no checksums.
+
+    PyTorch leaves them out after ``torch.serialization.set_crc32_options(False)``.
+    """
+    if not zipfile.is_zipfile(path):
+        return None
+    with zipfile.ZipFile(path) as archive:
+        entries = [(e.file_size, e.CRC) for e in archive.infolist()]
+    return entries if any(crc for _, crc in entries) else None
 
 
 def load(path: Path, *, stubs: Iterable[str] = ()) -> Any:

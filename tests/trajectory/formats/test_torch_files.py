@@ -246,3 +246,15 @@ def test_a_later_pickle_protocol_is_no_damage(tmp_path):
     torch.save({"w": torch.ones(2)}, tmp_path / "w.pt", pickle_protocol=4)
     with pytest.raises(CorruptCheckpointError, match="protocol 4 or later"):
         torch_files.read(tmp_path / "w.pt")
+
+
+def test_a_bit_that_flipped_is_an_error(tmp_path):
+    path = saved(tmp_path, {"w": torch.zeros(1000), "v": torch.ones(3)})
+    data = bytearray(path.read_bytes())
+    place = data.index(bytes(2000))
+    data[place + 1000] ^= 1
+    path.write_bytes(data)
+    state = torch_files.read(path)
+    np.testing.assert_array_equal(state.read("v"), [1, 1, 1])
+    with pytest.raises(CorruptCheckpointError, match="'w': its bytes changed"):
+        state.read("w")
