@@ -8,13 +8,15 @@ from typing import Annotated, Literal, TypeVar
 
 import tyro
 
-from lawa_jax.errors import SelectionError
+from lawa_jax.errors import OutputExistsError, SelectionError
 from lawa_jax.interop import export as export_
 from lawa_jax.interop.conversion import ConvertOptions, Summary, convert_trajectory
 from lawa_jax.interop.export import NamesFor
 from lawa_jax.interop.names import Converter
+from lawa_jax.trajectory import open_checkpoint, parse_address
 from lawa_jax.trajectory.file_steps import parse_epochs
 from lawa_jax.trajectory.formats import inert
+from lawa_jax.trajectory.formats.huggingface import open_state
 
 
 @dataclass(frozen=True)
@@ -54,9 +56,12 @@ class ConvertArguments:
     """Classes (or packages, ending in a dot) in pickles to replace by inert stand-ins."""
     names: str = ""
     """With --export: the converted run that tells the original names. Default: found nearby."""
+    donor: str = ""
+    """With --export: a trainer's checkpoint file of the same model; the result is a copy of it with
+    the exported weights, which that trainer's loader opens."""
 
 
-_OF_EXPORTING = {"names", "style"}
+_OF_EXPORTING = {"names", "style", "donor"}
 _OF_CONVERTING = {
     *("heads", "arch"),
     *("epochs", "by", "match", "every", "workers", "verify", "dry_run"),
@@ -84,7 +89,10 @@ def execute(line: ConvertArguments, convert: Converter, names_for: NamesFor | No
     """
     _check(line)
     if line.export:
-        _export(line, names_for)
+        if line.donor:
+            _export_into_donor(line, convert)
+        else:
+            _export(line, names_for)
         return
     options = ConvertOptions(
         epochs=parse_epochs(line.epochs) if line.epochs else None,
@@ -156,3 +164,19 @@ def _export(line: ConvertArguments, names_for: NamesFor | None) -> None:
     )
     for file in files:
         print(file)
+
+
+def _export_into_donor(line: ConvertArguments, convert: Converter) -> None:
+    for name in ("names", "style"):
+        if getattr(line, name, "") not in ("", "original"):
+            raise SelectionError(f"--{name}: the names are the donor's; leave it out with --donor")
+    target = Path(line.target)
+    if target.suffix not in export_.EXPORT_SUFFIXES and target.suffix != ".ckpt":
+        raise SelectionError(f"{target}: with --donor, expected the name of one file")
+    if target.exists() and not line.overwrite:
+        raise OutputExistsError(f"{target} already exists; choose another name, or --overwrite")
+    path, step = parse_address(line.source)
+    checkpoint = open_checkpoint(Path(path), step=step, include=("*",))
+    donor = open_state(Path(line.donor))
+    export_.export_into(checkpoint, target, donor, convert(donor).names)
+    print(target)

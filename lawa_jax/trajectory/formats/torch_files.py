@@ -174,8 +174,13 @@ def zip_checksums(path: Path) -> list[tuple[int, int]] | None:
     return entries if any(crc for _, crc in entries) else None
 
 
-def load(path: Path, *, stubs: Iterable[str] = ()) -> Any:
+def load(path: Path, *, stubs: Iterable[str] = (), mapped: bool = True) -> Any:
     """The content of a ``torch.save`` file, with inert stubs for known strangers.
+
+    Args:
+      path: the file.
+      stubs: as `read`.
+      mapped: leave the tensors of a zip file on disk.
 
     Raises:
       UnsafePickleError, CorruptCheckpointError: as `read`.
@@ -186,7 +191,7 @@ def load(path: Path, *, stubs: Iterable[str] = ()) -> Any:
         try:
             if zipfile.is_zipfile(path):
                 strangers = torch.serialization.get_unsafe_globals_in_checkpoint(str(path))
-                return _load(torch, path, _stand_ins(strangers, stubs, path), mapped=True)
+                return _load(torch, path, _stand_ins(strangers, stubs, path), mapped=mapped)
             return _load_legacy(torch, path, stubs)
         except (UnsafePickleError, FileNotFoundError, PermissionError, IsADirectoryError):
             raise
