@@ -127,6 +127,8 @@ def _check(line: ConvertArguments) -> None:
             if line.export
             else f"{flag} goes with --export"
         )
+    if line.names and getattr(line, "style", "original") != "original":
+        raise SelectionError("--style chooses the names, and so does --names: leave one out")
     for name in line.stub:
         if not inert.may_be_chosen(name):
             raise SelectionError(

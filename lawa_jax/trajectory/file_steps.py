@@ -106,7 +106,7 @@ def discover(
         why = f" ({'; '.join(ignored[:3])})" if ignored else ""
         raise CheckpointNotFoundError(
             f"{source}: no checkpoints in it{why}; expected names such as checkpoint12.pt, "
-            f"epoch_3.pth, model-00012.safetensors or step1000/"
+            f"epoch_3.pth, model-00012.safetensors or step1000/: rename the files, or name one file"
         )
     gaps = not any(c.reading.chosen_by_metric for c in candidates)
     return _selected(by_epoch, tuple(ignored), epochs, every, source, gaps, numbering.notes)
