@@ -191,7 +191,7 @@ class MaskedBatches:
         length = int(self._plan.lengths[index])
         rows = self._plan.rows[index][self._part]
         tokens = np.full((len(rows), length), PAD, np.int32)
-        positions = np.zeros((len(rows), max_targets(length)), np.int32)
+        positions = np.zeros((len(rows), max_targets(length, self._masker.mask_rate)), np.int32)
         targets = np.full_like(positions, PAD)
         for row, number in enumerate(rows):
             if number == NO_BLOCK:

@@ -39,6 +39,8 @@ class Masked(NamedTuple):
 class Masker(Protocol):
     """Masks one block, a function of its arguments alone; `block` includes ``<s>``."""
 
+    mask_rate: float
+
     def __call__(
         self, block: Int[np.ndarray, " tokens"], seed: int, epoch: int, index: int
     ) -> Masked: ...

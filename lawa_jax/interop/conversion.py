@@ -6,20 +6,31 @@ import threading
 from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from lawa_jax.errors import CorruptCheckpointError, LawaError, SelectionError
+from lawa_jax.errors import (
+    CheckpointWriteError,
+    CorruptCheckpointError,
+    LawaError,
+    SelectionError,
+)
 from lawa_jax.interop import epoch_writer, run_files
+from lawa_jax.interop.alignment import aligned
 from lawa_jax.interop.names import Conversion, Converter, Names
 from lawa_jax.output.space import check_space
-from lawa_jax.trajectory.file_steps import FoundFiles, NumberedFile, check_epoch, discover
+from lawa_jax.trajectory.file_steps import (
+    FoundFiles,
+    NumberedFile,
+    Unit,
+    check_epoch,
+    discover,
+)
 from lawa_jax.trajectory.formats.huggingface import open_state
-from lawa_jax.trajectory.formats.state_dict import StateDict
-from lawa_jax.tree import LeafSpec, check_compatible
+from lawa_jax.trajectory.formats.state_dict import StateDict, told_left_out
 
 
 @dataclass(frozen=True)
@@ -36,16 +47,19 @@ class ConvertOptions:
     trust_names: bool = False
     wrapper: str | None = None
     stubs: tuple[str, ...] = ()
+    by: Unit | None = None
+    match: str | None = None
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What was done: epochs converted now, found finished before, and bytes written."""
+    """What was done: epochs converted now, found finished before, bytes written, tensors left out
+    of every file."""
 
     converted: tuple[int, ...]
     finished_before: tuple[int, ...]
     nbytes: int
-    notes: tuple[str, ...]
+    left_out: str = ""
 
 
 class _Stopped(Exception):
@@ -65,7 +79,8 @@ def convert_trajectory(
         once; ``verify`` re-reads and compares every tensor; ``dry_run`` opens every file and
         writes nothing; ``overwrite`` replaces epochs that come from elsewhere or are damaged;
         ``allow_gaps`` goes on although epochs are missing; ``trust_names`` ignores epochs stated
-        in files; ``wrapper`` and ``stubs`` as in `open_state`.
+        in files; ``wrapper`` and ``stubs`` as in `open_state`; ``by`` and ``match`` as in
+        `discover`.
 
     Raises:
       SelectionError: missing or duplicate epochs, or names and contents disagree.
@@ -80,22 +95,28 @@ def convert_trajectory(
 
     trajectory = discover(
         source,
+        opened=opened,
         epochs=options.epochs,
         every=options.every,
-        facts=lambda path: dict(opened(path).facts),
+        by=options.by,
+        match=options.match,
     )
     _check_gaps(trajectory, options.allow_gaps)
     for text in trajectory.ignored:
         _say(f"ignored: {text}")
+    for text in trajectory.notes:
+        _say(f"note: {text}")
     first = trajectory.checkpoints[0]
-    plan = convert(opened(first.path))
-    for note in plan.notes:
+    state = opened(first.path)
+    plan = convert(state)
+    left_out = told_left_out(state.left_out)
+    for note in (*plan.notes, *([f"left out: {left_out}"] if left_out else [])):
         _say(f"note: {note}")
     job = _Job(plan, first, opened, convert, options)
     if options.dry_run:
         return job.rehearse(trajectory.checkpoints)
     with run_files.prepared(run, plan, source):
-        return job.run(run, trajectory.checkpoints)
+        return replace(job.run(run, trajectory.checkpoints), left_out=left_out)
 
 
 def _check_gaps(trajectory: FoundFiles, allowed: bool) -> None:
@@ -132,24 +153,23 @@ class _Job:
         self._lock = threading.Lock()
         self._offset: int | None = None
 
-    def _open(self, found: NumberedFile) -> StateDict:
+    def _open(self, found: NumberedFile) -> tuple[StateDict, Names]:
         """Open one file and check that it belongs to the trajectory."""
         state = self._opened(found.path)
         if not self._options.trust_names:
             with self._lock:
                 self._offset = check_epoch(found, dict(state.facts), self._offset)
         names = self._convert(state).names
-        check_same_names(self._names, names, self._first.path, found.path)
-        return state
+        return state, aligned(self._names, names, state, self._first.path)
 
     def rehearse(self, checkpoints: Iterable[NumberedFile]) -> Summary:
         """Open and check every file, write nothing."""
         checkpoints = list(checkpoints)
         for found in checkpoints:
             self._open(found)
-            print(f"epoch {found.epoch}: {found.path} -> {_bytes(self._names.nbytes)}")
+            print(f"{found.unit} {found.epoch} ({found.by}): {found.path}")
         epochs = tuple(found.epoch for found in checkpoints)
-        return Summary((), (), self._names.nbytes * len(epochs), ())
+        return Summary((), (), self._names.nbytes * len(epochs))
 
     def run(self, run: Path, checkpoints: Iterable[NumberedFile]) -> Summary:
         """Convert what is not finished yet."""
@@ -164,16 +184,14 @@ class _Job:
         remedy = "choose fewer with --epochs or --every, or another disk"
         check_space(run, self._names.nbytes * len(todo), remedy)
         done = self._convert_all(run, todo, replaced)
-        return Summary(tuple(sorted(done)), tuple(before), self._names.nbytes * len(done), ())
+        return Summary(tuple(sorted(done)), tuple(before), self._names.nbytes * len(done))
 
     def _is_finished(self, directory: Path, found: NumberedFile, replaced: set[int]) -> bool:
         if not directory.is_dir():
             return False
-        state = self._open(found)
+        state, names = self._open(found)
         try:
-            return epoch_writer.is_finished(
-                directory, state, self._names, verify=self._options.verify
-            )
+            return epoch_writer.is_finished(directory, state, names, verify=self._options.verify)
         except CorruptCheckpointError as error:
             _say(f"note: {error}; converting epoch {found.epoch} again")
         except LawaError:
@@ -213,12 +231,15 @@ class _Job:
         for error in errors:
             if error is not None and not isinstance(error, _Stopped):
                 if done:
-                    _say(f"{len(done)} epochs are converted and kept; the same command goes on")
+                    # Other models and wrong selections stay what they are.
+                    mended = isinstance(error, CorruptCheckpointError | CheckpointWriteError)
+                    then = "; once that is mended the same command goes on" if mended else ""
+                    _say(f"{len(done)} epochs are converted and kept{then}")
                 raise error
         return done
 
     def _one(self, run: Path, found: NumberedFile, replaced: set[int], bar: Any) -> None:
-        state = self._open(found)
+        state, names = self._open(found)
 
         def progress(nbytes: int) -> None:
             if self._stop.is_set():
@@ -230,14 +251,14 @@ class _Job:
         epoch_writer.write_epoch(
             directory,
             state,
-            self._names,
+            names,
             found.epoch,
             progress=progress,
             threads=max(1, (os.cpu_count() or 1) // max(1, self._options.workers)),
             overwrite=found.epoch in replaced,
         )
         if self._options.verify:
-            epoch_writer.compare(directory, state, self._names)
+            epoch_writer.compare(directory, state, names)
 
 
 @contextmanager
@@ -251,27 +272,3 @@ def _pool(workers: int, stop: threading.Event) -> Iterator[ThreadPoolExecutor]:
         raise
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-def check_same_names(expected: Names, found: Names, first: Path, path: Path) -> None:
-    """Check that two files hold the same tensors.
-
-    Raises:
-      TreeMismatchError: names the first leaf that differs, and both files.
-      SelectionError: the leaves agree, but not their names, order or sharing in the files.
-    """
-    if found == expected:
-        return
-    specs: dict[str, dict[str, LeafSpec]] = {str(first): expected.specs, str(path): found.specs}
-    check_compatible(specs)
-    pairs = zip(expected.order, found.order, strict=False)
-    odd = next(((a, b) for a, b in pairs if a != b), None)
-    what = f"{odd[0]!r} there, {odd[1]!r} here" if odd else "tied or constant tensors"
-    raise SelectionError(
-        f"{path}: the same leaves as {first}, but stored differently ({what}); convert it into a "
-        "run of its own"
-    )
-
-
-def _bytes(count: int) -> str:
-    return f"{count / 1e6:.1f} MB"

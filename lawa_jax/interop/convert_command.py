@@ -4,16 +4,19 @@ import gc
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 import tyro
 
-from lawa_jax.errors import SelectionError
+from lawa_jax.errors import OutputExistsError, SelectionError
 from lawa_jax.interop import export as export_
 from lawa_jax.interop.conversion import ConvertOptions, Summary, convert_trajectory
 from lawa_jax.interop.export import NamesFor
 from lawa_jax.interop.names import Converter
+from lawa_jax.trajectory import open_checkpoint, parse_address
 from lawa_jax.trajectory.file_steps import parse_epochs
+from lawa_jax.trajectory.formats import inert
+from lawa_jax.trajectory.formats.huggingface import open_state
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,11 @@ class ConvertArguments:
     """Convert back, from a run to PyTorch files."""
     epochs: str = ""
     """The first and last epoch to convert, both included: 26:90. By default all are converted."""
+    by: Literal["epoch", "step", "auto"] = "auto"
+    """Number the checkpoints by epoch or by step. auto means by epoch, or by step where an epoch
+    has several checkpoints."""
+    match: str = ""
+    """Convert only the files that this pattern matches: 'G_*.pth' or 'iter_*/mp_rank_00'."""
     every: int = 1
     """Convert only every n-th of these epochs, counted from the first."""
     workers: int = 2
@@ -50,11 +58,15 @@ class ConvertArguments:
     names: str = ""
     """With --export: the converted run that has the original names. By default it is looked for
     nearby."""
+    donor: str = ""
+    """With --export: a trainer's checkpoint file of the same model; the result is a copy of it with
+    the exported weights, which the loader of that trainer can open."""
 
 
-_OF_EXPORTING = {"names", "style"}
+_OF_EXPORTING = {"names", "style", "donor"}
 _OF_CONVERTING = {
-    *("epochs", "every", "workers", "verify", "dry_run"),
+    *("heads", "arch"),
+    *("epochs", "by", "match", "every", "workers", "verify", "dry_run"),
     *("allow_gaps", "trust_names", "wrapper", "stub"),
 }
 
@@ -79,7 +91,10 @@ def execute(line: ConvertArguments, convert: Converter, names_for: NamesFor | No
     """
     _check(line)
     if line.export:
-        _export(line, names_for)
+        if line.donor:
+            _export_into_donor(line, convert)
+        else:
+            _export(line, names_for)
         return
     options = ConvertOptions(
         epochs=parse_epochs(line.epochs) if line.epochs else None,
@@ -92,6 +107,8 @@ def execute(line: ConvertArguments, convert: Converter, names_for: NamesFor | No
         trust_names=line.trust_names,
         wrapper=line.wrapper or None,
         stubs=line.stub,
+        by=None if line.by == "auto" else line.by,
+        match=line.match or None,
     )
     # Every few files a full collection would walk all objects of jax and torch, 0.2 s each time:
     # what is there now stays.
@@ -112,6 +129,14 @@ def _check(line: ConvertArguments) -> None:
             if line.export
             else f"{flag} goes with --export"
         )
+    if line.names and getattr(line, "style", "original") != "original":
+        raise SelectionError("--style chooses the names, and so does --names: leave one out")
+    for name in line.stub:
+        if not inert.may_be_chosen(name):
+            raise SelectionError(
+                f"--stub {name}: nothing of Python itself, torch, numpy or jax is ever replaced by "
+                "it; leave it out"
+            )
     if line.workers < 1:
         raise SelectionError(f"--workers: expected >= 1, found {line.workers}")
 
@@ -121,6 +146,8 @@ def _told(summary: Summary, line: ConvertArguments) -> str:
     if line.dry_run:
         return f"would write {size} to {line.target}"
     verified = ", every tensor verified" if line.verify and summary.converted else ""
+    if verified and summary.left_out:
+        verified += f" but for what was left out: {summary.left_out}"
     before = len(summary.finished_before)
     again = f"; {before} were finished before" if before else ""
     return f"{line.target}: {len(summary.converted)} epochs converted ({size}{verified}){again}"
@@ -141,3 +168,19 @@ def _export(line: ConvertArguments, names_for: NamesFor | None) -> None:
     )
     for file in files:
         print(file)
+
+
+def _export_into_donor(line: ConvertArguments, convert: Converter) -> None:
+    for name in ("names", "style"):
+        if getattr(line, name, "") not in ("", "original"):
+            raise SelectionError(f"--{name}: the names are the donor's; leave it out with --donor")
+    target = Path(line.target)
+    if target.suffix not in export_.EXPORT_SUFFIXES and target.suffix != ".ckpt":
+        raise SelectionError(f"{target}: with --donor, expected the name of one file")
+    if target.exists() and not line.overwrite:
+        raise OutputExistsError(f"{target} already exists; choose another name, or --overwrite")
+    path, step = parse_address(line.source)
+    checkpoint = open_checkpoint(Path(path), step=step, include=("*",))
+    donor = open_state(Path(line.donor))
+    export_.export_into(checkpoint, target, donor, convert(donor).names)
+    print(target)

@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 
 from lawa_jax.errors import CheckpointNotFoundError, CorruptCheckpointError
-from lawa_jax.interop.bits import same_bits
 from lawa_jax.interop.names import Entry, Names
 from lawa_jax.interop.rules import copied_as_ours, laid_out_as_theirs
 from lawa_jax.output import StepWriter
 from lawa_jax.trajectory import Checkpoint, open_checkpoint, verify_checkpoint
+from lawa_jax.trajectory.bits import same_bits
+from lawa_jax.trajectory.formats import torch_files
 from lawa_jax.trajectory.formats.state_dict import StateDict
 
 _BLOCK_BYTES = 4 << 20
@@ -42,7 +43,7 @@ def origin(state: StateDict) -> dict[str, Any]:
 
 def _content_of(file: Path) -> bytes:
     """A zip file keeps a checksum of each tensor at its end; of others all bytes are read."""
-    if zipfile.is_zipfile(file):
+    if torch_files.zip_checksums(file):
         with zipfile.ZipFile(file) as archive:
             entries = [(e.filename, e.file_size, e.CRC) for e in archive.infolist()]
         return repr(entries).encode()

@@ -20,7 +20,8 @@ from lawa_jax.interop import names as names_record
 from lawa_jax.interop.names import Names
 from lawa_jax.interop.rules import laid_out_as_theirs
 from lawa_jax.trajectory import Checkpoint, list_steps, open_checkpoint, parse_address, verify_leaf
-from lawa_jax.trajectory.formats import safetensors_files, torch_files
+from lawa_jax.trajectory.formats import safetensors_files, torch_donor, torch_files
+from lawa_jax.trajectory.formats.state_dict import StateDict, told_left_out
 from lawa_jax.tree import LeafSpec, check_compatible
 
 NamesFor = Callable[[Mapping[str, LeafSpec]], Names]
@@ -101,6 +102,50 @@ def export(
     return [file for _, file in jobs]
 
 
+def export_into(checkpoint: Checkpoint, file: Path, donor: StateDict, names: Names) -> None:
+    """Write one checkpoint as a copy of a trainer's file with other weights.
+
+    Args:
+      checkpoint: the weights; each is rounded to its dtype in the donor.
+      file: the file to write.
+      donor: a file of the same model; everything but its weights is kept.
+      names: of the donor.
+
+    Raises:
+      TreeMismatchError: the donor is of another model.
+      SelectionError: the donor or the target is of a format that cannot be copied.
+    """
+    _check_leaves(checkpoint, names)
+    arrays: dict[str, np.ndarray] = {}
+    for entry in names.entries:
+        array = checkpoint.read_leaf(entry.leaf)
+        verify_leaf(checkpoint, entry.leaf, array)
+        arrays[entry.name] = laid_out_as_theirs(array, entry.layout)
+    for name, twin in names.shared.items():
+        arrays[name] = arrays[twin]  # stored apart, or the same bytes once more
+    if not donor.path.is_file() or donor.path.suffix != file.suffix:
+        raise SelectionError(
+            f"--donor {donor.path}: expected a file of the target's kind ({file.suffix}); of a "
+            "folder, name the model file in it"
+        )
+    file.parent.mkdir(parents=True, exist_ok=True)
+    aside = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+    try:
+        if file.suffix == ".safetensors":
+            kept = {name: donor.read(name) for name in donor.specs}
+            kept |= {n: np.asarray(a, donor.specs[n].dtype) for n, a in arrays.items()}
+            safetensors_files.write(aside, kept, {"format": "pt"})
+        else:
+            torch_donor.rewrite(donor.path, aside, arrays, wrapper=".".join(donor.wrapper) or None)
+        os.replace(aside, file)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            aside.unlink()
+    if donor.left_out:
+        told = told_left_out(donor.left_out)
+        print(f"note: {file}: as in the donor, not averaged: {told}", file=sys.stderr)
+
+
 def export_one(checkpoint: Checkpoint, file: Path, names: Names) -> None:
     """Write one checkpoint under its original names; verified against its digests while read.
 
@@ -153,6 +198,7 @@ def export_one(checkpoint: Checkpoint, file: Path, names: Names) -> None:
                 objects=objects,
                 wrapper=names.wrapper,
                 beside=beside,
+                nested=names.nested,
             )
         os.replace(aside, file)
     finally:

@@ -7,14 +7,15 @@ separate ``lm_head.weight`` has to hold the same values and is stored once.
 
 import math
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from lawa_jax.errors import TreeMismatchError
-from lawa_jax.interop.bits import same_bits
 from lawa_jax.interop.names import Constant, Conversion, Entry, Names, constant
+from lawa_jax.interop.roberta_settings import read_settings
 from lawa_jax.interop.rules import Rule, common_prefix, rank_fits, to_ours, to_theirs
+from lawa_jax.trajectory.bits import same_bits
 from lawa_jax.trajectory.formats.state_dict import StateDict
 from lawa_jax.tree import LeafSpec
 
@@ -42,6 +43,7 @@ FAIRSEQ: tuple[Rule, ...] = (
     Rule(f"{_F}.embed_tokens.weight", _EMBEDDING),
     Rule(f"{_F}.embed_positions.weight", "params/embed_positions/embedding"),
     *_norm(f"{_F}.layernorm_embedding", "layernorm_embedding"),
+    *_norm(f"{_F}.layer_norm", "layer_norm"),
     *_affine(f"{_F}.layers.{{i}}.self_attn.{{p:k|v|q|out}}_proj", f"{_L}/self_attn/{{p}}_proj"),
     *_norm(f"{_F}.layers.{{i}}.self_attn_layer_norm", f"{_L}/self_attn_layer_norm"),
     *_affine(f"{_F}.layers.{{i}}.fc{{n:1|2}}", f"{_L}/fc{{n}}"),
@@ -55,6 +57,7 @@ _H = "roberta.encoder.layer.{i}"
 HUGGING_FACE: tuple[Rule, ...] = (
     Rule("roberta.embeddings.word_embeddings.weight", _EMBEDDING),
     Rule("roberta.embeddings.position_embeddings.weight", "params/embed_positions/embedding"),
+    Rule("roberta.embeddings.token_type_embeddings.weight", "params/embed_token_types/embedding"),
     *_norm("roberta.embeddings.LayerNorm", "layernorm_embedding"),
     *_affine(f"{_H}.attention.self.query", f"{_L}/self_attn/q_proj"),
     *_affine(f"{_H}.attention.self.key", f"{_L}/self_attn/k_proj"),
@@ -114,13 +117,15 @@ def convert(state: StateDict, heads: int | None = None) -> Conversion:
     unknown = []
     for name, spec in state.specs.items():
         match = to_ours(rules, current[name])
+        if current[name] == _TOKEN_TYPES and not np.any(state.read(name)):
+            match = None  # as published: fairseq's RoBERTa has none
         if match is not None and rank_fits(spec.shape, match.layout):
             keys = tuple(match.name.split("/"))
             entries.append(Entry(name, keys, match.layout, spec.shape, spec.dtype.name))
         elif current[name] in _TIED and _TIED[current[name]] in original:
             shared[name] = original[_TIED[current[name]]]
             _check_tied(state, name, shared[name])
-        elif _is_buffer(state, name, current[name]):
+        elif _is_buffer(current[name]):
             kept = constant(state, name)
             if kept is None:
                 ignored.append(name)
@@ -132,6 +137,12 @@ def convert(state: StateDict, heads: int | None = None) -> Conversion:
             unknown.append(name)
     leaves = {entry.leaf: entry.spec for entry in entries}
     model = _architecture(state, leaves, unknown, heads)
+    settings = read_settings(
+        state.facts.get("settings", {}),
+        state.label,
+        hugging_face=hugging_face,
+        max_tokens=model["max_tokens"],
+    )
     left_out = set(ignored)
     names = Names(
         tuple(entries),
@@ -146,20 +157,11 @@ def convert(state: StateDict, heads: int | None = None) -> Conversion:
         notes.append(f"kept in {len(constants)} record(s), no weights: {', '.join(constants)}")
     if heads is None and "heads" not in state.facts:
         notes.append(f"the file does not tell the attention heads: {model['heads']} (width / 64)")
-    return Conversion(names, model, tuple(notes))
+    return Conversion(names, {**model, **settings.fields}, (*notes, *settings.notes))
 
 
-def _is_buffer(state: StateDict, name: str, current: str) -> bool:
-    if current.rpartition(".")[2] in _BUFFERS:
-        return True
-    if current != _TOKEN_TYPES:
-        return False
-    if np.any(state.read(name)):
-        raise TreeMismatchError(
-            f"{state.label}: {name!r} is not zero, and fairseq's RoBERTa has no token types; "
-            "convert/state_dicts.py converts any model"
-        )
-    return True
+def _is_buffer(current: str) -> bool:
+    return current.rpartition(".")[2] in _BUFFERS or current == _TOKEN_TYPES
 
 
 def _check_tied(state: StateDict, name: str, twin: str) -> None:
@@ -176,7 +178,7 @@ def _check_tied(state: StateDict, name: str, twin: str) -> None:
 
 def _architecture(
     state: StateDict, leaves: Mapping[str, LeafSpec], unknown: list[str], heads: int | None
-) -> dict[str, int]:
+) -> dict[str, Any]:
     """Architecture arguments by shapes; checks that exactly its leaves are there."""
 
     def shape(leaf: str, axes: int) -> tuple[int, ...]:
@@ -189,7 +191,11 @@ def _architecture(
     )
     ffn = shape("layers/0/fc1/kernel", 2)[1]
     rows = shape("embed_positions/embedding", 2)[0]
-    expected = expected_leaves(vocabulary, layers, width, ffn, rows)
+    pre_norm = "params/layer_norm/scale" in leaves
+    types = shape("embed_token_types/embedding", 2)[0]
+    expected = expected_leaves(
+        vocabulary, layers, width, ffn, rows, pre_norm=pre_norm, token_types=types
+    )
     problems = [f"nothing for {n!r}" for n in expected if n not in leaves]
     problems += [
         f"{n!r} has shape {list(leaves[n].shape)}, expected {list(s)}"
@@ -215,6 +221,8 @@ def _architecture(
         "ffn_width": ffn,
         "heads": heads,
         "max_tokens": rows - 2,
+        **({"pre_norm": True} if pre_norm else {}),
+        **({"token_types": types} if types else {}),
     }
 
 
@@ -233,7 +241,14 @@ def _guess(state: StateDict) -> str:
 
 
 def expected_leaves(
-    vocabulary: int, layers: int, width: int, ffn_width: int, rows: int
+    vocabulary: int,
+    layers: int,
+    width: int,
+    ffn_width: int,
+    rows: int,
+    *,
+    pre_norm: bool = False,
+    token_types: int = 0,
 ) -> dict[str, tuple[int, ...]]:
     """Every leaf and its shape; `rows` of the position table."""
     leaves: dict[str, tuple[int, ...]] = {
@@ -243,7 +258,9 @@ def expected_leaves(
         "lm_head/dense/kernel": (width, width),
         "lm_head/dense/bias": (width,),
     }
-    norms = ["layernorm_embedding", "lm_head/layer_norm"]
+    if token_types:
+        leaves["embed_token_types/embedding"] = (token_types, width)
+    norms = ["layernorm_embedding", "lm_head/layer_norm", *(["layer_norm"] if pre_norm else [])]
     for i in range(layers):
         for p in "qkv":
             leaves[f"layers/{i}/self_attn/{p}_proj/kernel"] = (width, width)
@@ -288,12 +305,12 @@ def names_for(specs: Mapping[str, LeafSpec], style: Style) -> Names:
     there = {entry.name for entry in entries}
     shared = {name: twin for name, twin in _TIED.items() if twin in there}
     constants = {}
-    if style == "huggingface":
+    if style == "huggingface" and _TOKEN_TYPES not in there:
         spec = specs[_EMBEDDING]
         width = spec.shape[1]
         zeros = Constant((1, width), spec.dtype.name, "00" * width * spec.dtype.itemsize)
         constants[_TOKEN_TYPES] = zeros
-    else:
+    elif style == "fairseq":
         version = np.asarray([3], np.float32)
         constants[f"{_F}.version"] = Constant((1,), "float32", version.tobytes().hex())
     order = (*constants, *(entry.name for entry in entries), *shared)

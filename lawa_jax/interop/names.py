@@ -65,6 +65,7 @@ class Names:
       constants: small buffers kept in this record.
       ignored: names that are not converted.
       wrapper: the keys around the state dict.
+      nested: keys of tensors in dicts inside the state dict, by name.
     """
 
     entries: tuple[Entry, ...]
@@ -73,6 +74,7 @@ class Names:
     constants: Mapping[str, Constant] = field(default_factory=dict)
     ignored: tuple[str, ...] = ()
     wrapper: tuple[str, ...] = ()
+    nested: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def specs(self) -> dict[str, LeafSpec]:
@@ -110,6 +112,7 @@ class Names:
             },
             "ignored": list(self.ignored),
             "wrapper": list(self.wrapper),
+            "nested": {name: list(keys) for name, keys in self.nested.items()},
         }
 
 
@@ -153,6 +156,7 @@ def from_json(content: Any, label: str) -> Names:
             },
             tuple(map(str, content["ignored"])),
             tuple(map(str, content["wrapper"])),
+            {str(n): tuple(map(str, keys)) for n, keys in content.get("nested", {}).items()},
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CorruptCheckpointError(f"{label}: damaged record of names: {error!r}") from error

@@ -62,5 +62,6 @@ def convert(state: StateDict) -> Conversion:
         dict(state.shared),
         ignored=state.skipped,
         wrapper=state.wrapper,
+        nested=state.nested,
     )
     return Conversion(names, {"kind": "state_dict"})

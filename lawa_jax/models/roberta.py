@@ -2,7 +2,8 @@
 
 Liu et al. 2019 (arXiv 1907.11692), numerically as fairseq computes it: exact GELU, LayerNorm
 (eps 1e-5) on the embeddings and after each residual sum, positions counted over real tokens only,
-output projection tied to the token embedding. Parameters are named as in fairseq.
+output projection tied to the token embedding. Parameters are named as in fairseq. Its variants
+(another activation or epsilon, LayerNorm before each block, token types) are options.
 """
 
 from collections.abc import Mapping
@@ -13,6 +14,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from lawa_jax.models.activations import ACTIVATIONS
 
 BASE: Mapping[str, int] = MappingProxyType(
     {"layers": 12, "width": 768, "ffn_width": 3072, "heads": 12, "max_tokens": 512}
@@ -42,6 +45,12 @@ class Roberta(nnx.Module):
       padding_id: id of `<pad>`.
       dropout: rate after the embeddings, attention and feed-forward blocks.
       attention_dropout: rate on attention probabilities.
+      activation: of the feed-forward blocks, a key of `ACTIVATIONS`.
+      head_activation: of the masked-language-model head; Hugging Face's is always "gelu".
+      layer_norm_epsilon: added to the variances of all LayerNorms.
+      pre_norm: LayerNorm before each block instead of after the residual sum, and one at the end.
+      token_types: rows of an embedding of token types, of which every token has the first, as in
+        Hugging Face's RoBERTa; 0 for none.
       dtype: dtype of the computation (`jnp.bfloat16` for speed); LayerNorm statistics, softmax and
         logits are float32 at least.
       param_dtype: dtype of the parameters.
@@ -62,6 +71,11 @@ class Roberta(nnx.Module):
         padding_id: int = 1,
         dropout: float = 0.1,
         attention_dropout: float = 0.1,
+        activation: str = "gelu",
+        head_activation: str = "gelu",
+        layer_norm_epsilon: float = 1e-5,
+        pre_norm: bool = False,
+        token_types: int = 0,
         dtype: Any = jnp.float32,
         param_dtype: Any = jnp.float32,
         remat: bool = False,
@@ -76,17 +90,15 @@ class Roberta(nnx.Module):
         self.padding_id, self.max_tokens, self.dropout = padding_id, max_tokens, dropout
         self.attention_dropout = attention_dropout
         self.dtype, self.remat, self.scan = dtype, remat, scan
-        make = _Make(dtype, param_dtype, rngs)
+        make = _Make(dtype, param_dtype, rngs, layer_norm_epsilon)
         self.embed_tokens = make.embedding(vocab_size, width, padding_id)
         self.embed_positions = make.embedding(max_tokens + padding_id + 1, width, padding_id)
+        self.embed_token_types = make.embedding(token_types, width) if token_types else None
         self.layernorm_embedding = make.norm(width)
-        self.layers = nnx.List(
-            [
-                EncoderLayer(width, ffn_width, heads, dropout, attention_dropout, make)
-                for _ in range(layers)
-            ]
-        )
-        self.lm_head = LMHead(vocab_size, width, make)
+        self.layer_norm = make.norm(width) if pre_norm else None
+        sizes = (width, ffn_width, heads, dropout, attention_dropout, activation, pre_norm)
+        self.layers = nnx.List([EncoderLayer(*sizes, make) for _ in range(layers)])
+        self.lm_head = LMHead(vocab_size, width, head_activation, make)
 
     def __call__(
         self,
@@ -137,12 +149,15 @@ class Roberta(nnx.Module):
         positions = jnp.cumsum(real, axis=1, dtype=tokens.dtype) * real.astype(tokens.dtype)
         positions = positions + self.padding_id
         x = self.embed_tokens(tokens) + self.embed_positions(positions)
+        if self.embed_token_types is not None:
+            x = x + self.embed_token_types(jnp.zeros_like(tokens))
         x = self.layernorm_embedding(x)
         if keys is not None:
             x = _dropped(x, self.dropout, keys[-1])
         # fairseq zeroes padding here, so that its embeddings receive no gradient.
         x = jnp.where(real[:, :, None], x, jnp.zeros_like(x))
-        return self._through_layers(x, real[:, None, None, :], keys)
+        x = self._through_layers(x, real[:, None, None, :], keys)
+        return x if self.layer_norm is None else self.layer_norm(x)
 
     def _through_layers(self, x: Array, mask: Array, keys: Array | None) -> Array:
         graphdefs, states = zip(*(nnx.split(layer) for layer in self.layers), strict=True)
@@ -166,7 +181,10 @@ class Roberta(nnx.Module):
 
 
 class EncoderLayer(nnx.Module):
-    """Self-attention and feed-forward block, each as LayerNorm(x + block(x))."""
+    """Self-attention and feed-forward block, each as LayerNorm(x + block(x)).
+
+    With `pre_norm`, each is x + block(LayerNorm(x)).
+    """
 
     def __init__(
         self,
@@ -175,9 +193,11 @@ class EncoderLayer(nnx.Module):
         heads: int,
         dropout: float,
         attention_dropout: float,
+        activation: str,
+        pre_norm: bool,
         make: "_Make",
     ):
-        self.dropout = dropout
+        self.dropout, self.activation, self.pre_norm = dropout, activation, pre_norm
         self.self_attn = SelfAttention(width, heads, attention_dropout, make)
         self.self_attn_layer_norm = make.norm(width)
         self.fc1 = make.linear(width, ffn_width)
@@ -194,10 +214,14 @@ class EncoderLayer(nnx.Module):
         attention_key, residual_key, ffn_key = (
             (None, None, None) if key is None else jax.random.split(key, 3)
         )
-        block = self.self_attn(x, mask, attention_key)
-        x = self.self_attn_layer_norm(x + _dropped(block, self.dropout, residual_key))
-        block = self.fc2(nnx.gelu(self.fc1(x), approximate=False))
-        return self.final_layer_norm(x + _dropped(block, self.dropout, ffn_key))
+        inputs = self.self_attn_layer_norm(x) if self.pre_norm else x
+        block = self.self_attn(inputs, mask, attention_key)
+        x = x + _dropped(block, self.dropout, residual_key)
+        x = x if self.pre_norm else self.self_attn_layer_norm(x)
+        inputs = self.final_layer_norm(x) if self.pre_norm else x
+        block = self.fc2(ACTIVATIONS[self.activation](self.fc1(inputs)))
+        x = x + _dropped(block, self.dropout, ffn_key)
+        return x if self.pre_norm else self.final_layer_norm(x)
 
 
 class SelfAttention(nnx.Module):
@@ -226,14 +250,14 @@ class SelfAttention(nnx.Module):
 
 
 class LayerNorm(nnx.Module):
-    """(x - mean) / sqrt(variance + 1e-5) * scale + bias over the last axis.
+    """(x - mean) / sqrt(variance + epsilon) * scale + bias over the last axis.
 
     Mean and variance in float32 at least. (`nnx.LayerNorm` does the same, but promotes dtypes
     implicitly, which strict dtype promotion forbids.)
     """
 
-    def __init__(self, width: int, dtype: Any, param_dtype: Any):
-        self.dtype = dtype
+    def __init__(self, width: int, dtype: Any, param_dtype: Any, epsilon: float = 1e-5):
+        self.dtype, self.epsilon = dtype, epsilon
         self.scale = nnx.Param(jnp.ones((width,), param_dtype))
         self.bias = nnx.Param(jnp.zeros((width,), param_dtype))
 
@@ -242,15 +266,17 @@ class LayerNorm(nnx.Module):
         wide = _at_least_float32(x.dtype)
         x = x.astype(wide)
         x = x - jnp.mean(x, axis=-1, keepdims=True)
-        x = x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + jnp.asarray(1e-5, wide))
+        variance = jnp.mean(x * x, axis=-1, keepdims=True)
+        x = x * jax.lax.rsqrt(variance + jnp.asarray(self.epsilon, wide))
         scale, bias = (p[...].astype(wide)[None, None, :] for p in (self.scale, self.bias))
         return (x * scale + bias).astype(self.dtype)
 
 
 class LMHead(nnx.Module):
-    """Dense, GELU, LayerNorm, then the projection tied to the token embedding, plus a bias."""
+    """Dense, activation, LayerNorm, the projection tied to the token embedding, plus a bias."""
 
-    def __init__(self, vocab_size: int, width: int, make: "_Make"):
+    def __init__(self, vocab_size: int, width: int, activation: str, make: "_Make"):
+        self.activation = activation
         self.dense = make.linear(width, width)
         self.layer_norm = make.norm(width)
         self.bias = nnx.Param(jnp.zeros((vocab_size,), make.param_dtype))
@@ -261,7 +287,7 @@ class LMHead(nnx.Module):
         embedding: Float[Array, "vocab width"],
     ) -> Float[Array, "batch positions vocab"]:
         """Logits, float32 at least."""
-        x = self.layer_norm(nnx.gelu(self.dense(features), approximate=False))
+        x = self.layer_norm(ACTIVATIONS[self.activation](self.dense(features)))
         wide = _at_least_float32(x.dtype)
         logits = jnp.einsum(
             "bpw,vw->bpv", x, embedding.astype(x.dtype), preferred_element_type=wide
@@ -296,20 +322,25 @@ class _Make(NamedTuple):
     dtype: Any
     param_dtype: Any
     rngs: nnx.Rngs
+    epsilon: float
 
     def norm(self, width: int) -> LayerNorm:
-        return LayerNorm(width, self.dtype, self.param_dtype)
+        return LayerNorm(width, self.dtype, self.param_dtype, self.epsilon)
 
-    def embedding(self, rows: int, width: int, padding_id: int) -> nnx.Embed:
+    def embedding(self, rows: int, width: int, padding_id: int | None = None) -> nnx.Embed:
         def init(key: Array, shape: Any, dtype: Any, out_sharding: Any = None) -> Array:
             del out_sharding
-            return nnx.initializers.normal(_INIT_STDDEV)(key, shape, dtype).at[padding_id].set(0)
+            values = nnx.initializers.normal(_INIT_STDDEV)(key, shape, dtype)
+            return values if padding_id is None else values.at[padding_id].set(0)
 
-        return nnx.Embed(rows, width, embedding_init=init, **self._asdict())
+        return nnx.Embed(rows, width, embedding_init=init, **self._dtypes())
 
     def linear(self, inputs: int, outputs: int) -> nnx.Linear:
         kernel_init = nnx.initializers.normal(_INIT_STDDEV)
-        return nnx.Linear(inputs, outputs, kernel_init=kernel_init, **self._asdict())
+        return nnx.Linear(inputs, outputs, kernel_init=kernel_init, **self._dtypes())
+
+    def _dtypes(self) -> dict[str, Any]:
+        return {"dtype": self.dtype, "param_dtype": self.param_dtype, "rngs": self.rngs}
 
 
 def _at_least_float32(dtype: Any) -> Any:

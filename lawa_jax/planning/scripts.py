@@ -83,8 +83,8 @@ def print_text_plan(config: TextConfig, name: str) -> None:
     task = text_task(config, data, requirements.placement(slice_, fsdp=config.fsdp))
     example = {
         "tokens": np.zeros(config.max_tokens, np.int32),
-        "masked_positions": np.zeros(max_targets(config.max_tokens), np.int32),
-        "targets": np.zeros(max_targets(config.max_tokens), np.int32),
+        "masked_positions": np.zeros(max_targets(config.max_tokens, config.mask_prob), np.int32),
+        "targets": np.zeros(max_targets(config.max_tokens, config.mask_prob), np.int32),
     }
     part = config.batch_size // config.accumulate
     turn = dataclasses.replace(config, batch_size=part, accumulate=1, scan=False)

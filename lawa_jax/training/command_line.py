@@ -112,6 +112,13 @@ def parse(
     )
     run, actions = line.run, line.actions
     _check_actions(actions)
+    if actions.evaluate is not None:
+        for name in sorted(kind.no_effect_on_evaluation):
+            if getattr(run, name) != getattr(base, name):
+                raise ConfigError(
+                    f"--{name}: evaluation does not depend on it; leave it out (--eval_{name}, if "
+                    "its masks are meant)"
+                )
     if actions.eval_train and "train" not in actions.splits:
         actions = dataclasses.replace(actions, splits=(*actions.splits, "train"))
     if not run.run_dir:

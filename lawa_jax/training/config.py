@@ -3,7 +3,7 @@
 import dataclasses
 import importlib.util
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import tyro
 
@@ -65,6 +65,9 @@ class RunConfig:
             "bn",
         }
     )
+
+    # Fields that --evaluate refuses, since its figures do not depend on them.
+    no_effect_on_evaluation: ClassVar[frozenset[str]] = frozenset()
 
     def check(self) -> None:
         """Raises ConfigError for values that make no sense, whatever the task."""

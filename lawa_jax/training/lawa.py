@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 from etils import epath
 
 from lawa_jax.averaging import window
@@ -20,7 +21,7 @@ from lawa_jax.training.metrics import total_of
 from lawa_jax.training.sharded_reading import read_sharded
 from lawa_jax.training.task import Task
 from lawa_jax.trajectory import Checkpoint, Run, verify_leaf
-from lawa_jax.tree import named_leaves
+from lawa_jax.tree import is_averaged, named_leaves
 
 
 class WindowAverage(NamedTuple):
@@ -48,9 +49,16 @@ def average_on_device(
     model: Model = {}
     for step in steps:
         checkpoint = run.open(step, include=("*",))
+        if step == steps[0] and any(_is_half(spec.dtype) for spec in checkpoint.leaves.values()):
+            # Evaluated as it is, and not after rounding it to the checkpoints' half precision.
+            accumulator = Accumulator(dtype="float32")
         model = read_placed(checkpoint, task.place)
         accumulator.add(model, label=checkpoint.label)
     return WindowAverage(accumulator.result(), model, steps)
+
+
+def _is_half(dtype: np.dtype) -> bool:
+    return is_averaged(dtype) and dtype.itemsize < 4
 
 
 def read_verified(checkpoint: Checkpoint) -> Model:

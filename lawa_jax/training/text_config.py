@@ -1,9 +1,10 @@
 """The configuration of masked language modelling."""
 
 import dataclasses
-from typing import Literal
+from typing import ClassVar, Literal
 
 from lawa_jax.errors import ConfigError
+from lawa_jax.models.activations import ACTIVATIONS
 from lawa_jax.training.config import RunConfig
 
 
@@ -41,7 +42,20 @@ class TextConfig(RunConfig):
     heads: int = 12
     """The number of attention heads."""
     max_tokens: int = 512
-    """The length of the longest block, including <s>."""
+    """The number of positions of the model, including <s>."""
+    tokens_per_sample: int = 0
+    """The length of the longest block, including <s>. 0 means max_tokens."""
+    activation: str = "gelu"
+    """The activation of the feed-forward blocks: gelu, gelu_tanh, quick_gelu, relu, relu_squared,
+    silu, tanh or linear."""
+    head_activation: str = "gelu"
+    """The activation of the masked-language-model head."""
+    layer_norm_epsilon: float = 1e-5
+    """The number that is added to the variances of LayerNorm."""
+    pre_norm: bool = False
+    """Put LayerNorm before each block instead of after it, and once more at the end."""
+    token_types: int = 0
+    """The rows of an embedding of token types, as converted from Hugging Face. 0 means none."""
     dropout: float = 0.1
     """The dropout after embeddings, attention and feed-forward blocks."""
     attention_dropout: float = 0.1
@@ -78,9 +92,16 @@ class TextConfig(RunConfig):
     masker: Literal["fast", "fairseq"] = "fast"
     """The masking of training blocks. Both have the same distribution, and fairseq draws the same
     bits as fairseq does. Evaluation always masks as fairseq does."""
+    eval_seed: int = 1
+    """The seed of the masks and the order of evaluation. fairseq takes the seed of the run, by
+    default 1."""
+    mask_prob: float = 0.15
+    """The share of the tokens that are hidden and predicted."""
     eval_batch_size: int = 0
     """The number of blocks that are evaluated at once. 0 means as many as one part of a training
     batch, at most 32 per device."""
+
+    no_effect_on_evaluation: ClassVar[frozenset[str]] = frozenset({"seed"})
 
     def check(self) -> None:
         """Raises ConfigError for values that make no sense."""
@@ -89,9 +110,25 @@ class TextConfig(RunConfig):
         self.at_least(2, "max_tokens")
         self.at_least(261, "embedded_vocabulary")
         self.at_least(8, "dummy_blocks")
-        self.at_least(0, "vocab_size", "eval_batch_size", "warmup_updates")
+        self.at_least(0, "vocab_size", "eval_batch_size", "eval_seed", "token_types")
+        self.at_least(0, "warmup_updates")
         self.shares("dropout", "attention_dropout", "adam_b2")
         self.finite("learning_rate", "weight_decay", "adam_eps")
+        for name in ("activation", "head_activation"):
+            if getattr(self, name) not in ACTIVATIONS:
+                raise ConfigError(
+                    f"{name}: expected one of {', '.join(ACTIVATIONS)}, found "
+                    f"{getattr(self, name)!r}"
+                )
+        if not (self.tokens_per_sample == 0 or 2 <= self.tokens_per_sample <= self.max_tokens):
+            raise ConfigError(
+                f"tokens_per_sample: expected 2 to max_tokens={self.max_tokens}, found "
+                f"{self.tokens_per_sample}"
+            )
+        if not 0 < self.mask_prob < 1:
+            raise ConfigError(f"mask_prob: expected in (0, 1), found {self.mask_prob}")
+        if not self.layer_norm_epsilon > 0:
+            raise ConfigError(f"layer_norm_epsilon: expected > 0, found {self.layer_norm_epsilon}")
         if self.width % self.heads:
             raise ConfigError(f"heads: width {self.width} does not divide by {self.heads}")
         self.divides(self.accumulate)

@@ -30,13 +30,13 @@ from lawa_jax.training.text_config import TextConfig
 
 # Names of the trainers' splits in a data-bin directory.
 FAIRSEQ_SPLITS = {"train": "train", "val": "valid", "test": "test"}
-# fairseq evaluates with these, whatever the run's seed.
-_EVALUATION_SEED = _EVALUATION_EPOCH = 1
+_EVALUATION_EPOCH = 1  # fairseq's, at whatever epoch it evaluates
 _EVALUATED_PER_DEVICE = 32
 # Fields of the configuration that the model is built from, by the same names.
 _MODEL_FIELDS = (
     *("layers", "width", "ffn_width", "heads", "max_tokens"),
     *("dropout", "attention_dropout", "remat", "scan"),
+    *("activation", "head_activation", "layer_norm_epsilon", "pre_norm", "token_types"),
 )
 
 
@@ -57,7 +57,7 @@ def load_text(config: TextConfig, splits: Sequence[str]) -> TextData:
     return load_data_bin(
         config.data_dir,
         splits=[FAIRSEQ_SPLITS[split] for split in splits],
-        tokens_per_sample=config.max_tokens,
+        tokens_per_sample=config.tokens_per_sample or config.max_tokens,
     )
 
 
@@ -92,8 +92,9 @@ def text_task(config: TextConfig, data: TextData, place: Placement) -> Task:
     place.check_batch(part)
     eval_batch_size = evaluated_rows(config.eval_batch_size, part, place.device_count)
     place.check_batch(eval_batch_size)
-    exact = FairseqMasker(data.dictionary)
-    training_masker = exact if config.masker == "fairseq" else FastMasker(data.dictionary)
+    exact = FairseqMasker(data.dictionary, mask_rate=config.mask_prob)
+    fast = FastMasker(data.dictionary, mask_rate=config.mask_prob)
+    training_masker = exact if config.masker == "fairseq" else fast
     buckets = {
         name: bucket_lengths(blocks.sizes[blocks.usable], config.lengths)
         for name, blocks in data.splits.items()
@@ -120,7 +121,7 @@ def text_task(config: TextConfig, data: TextData, place: Placement) -> Task:
         blocks = _split(data, split)
         plan = plan_batches(
             blocks,
-            evaluation_order(blocks, _EVALUATION_SEED),
+            evaluation_order(blocks, config.eval_seed),
             batch_size=eval_batch_size,
             lengths=_within(buckets[FAIRSEQ_SPLITS[split]], blocks),
         )
@@ -128,7 +129,7 @@ def text_task(config: TextConfig, data: TextData, place: Placement) -> Task:
             blocks,
             exact,
             plan,
-            seed=_EVALUATION_SEED,
+            seed=config.eval_seed,
             epoch=_EVALUATION_EPOCH,
             process=place.process,
         )

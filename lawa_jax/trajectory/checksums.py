@@ -27,7 +27,7 @@ class _Leaf(msgspec.Struct):
     dtype: str
 
 
-class _Checksums(msgspec.Struct):
+class _StoredDigests(msgspec.Struct):
     algorithm: str
     leaves: dict[str, _Leaf]
 
@@ -57,7 +57,7 @@ def stored_checksums(
                 "restore them from a copy"
             )
         return {}
-    stored = checked(read_json_item(item), _Checksums, f"{label}: its checksums are damaged")
+    stored = checked(read_json_item(item), _StoredDigests, f"{label}: its checksums are damaged")
     if stored.algorithm != ALGORITHM:
         raise CorruptCheckpointError(
             f"{label}: its checksums are of algorithm {stored.algorithm!r}, expected "

@@ -9,8 +9,8 @@ from typing import Any
 
 from lawa_jax.errors import CorruptCheckpointError, TreeMismatchError
 from lawa_jax.trajectory.formats.orbax_metadata import DICT, SEQUENCE, StoredLeaf
+from lawa_jax.trajectory.selection import Keys
 
-Keys = tuple[str, ...]
 # What empty nodes are restored as; others (of optax's states, for instance) as None.
 _EMPTY: dict[str, Any] = {"Dict": {}, "List": [], "Tuple": ()}
 # More holes between the places of a list than any selection leaves: damaged or hostile.
@@ -87,13 +87,13 @@ def rebuilt(values: Mapping[Keys, Any], types: Mapping[Keys, tuple[int, ...]]) -
                 raise TreeMismatchError(f"{'/'.join(keys)}: {key!r} is a leaf and a branch at once")
         if keys[-1] in node:
             raise TreeMismatchError(f"{'/'.join(keys)} occurs twice, or is a leaf and a branch")
-        node[keys[-1]] = _Leaf(value)
+        node[keys[-1]] = _Value(value)
         kinds = types.get(keys, (DICT,) * len(keys))
         sequences |= {keys[:d] for d, kind in enumerate(kinds) if kind == SEQUENCE}
     return _container(root, (), sequences)
 
 
-class _Leaf:
+class _Value:
     """A value that may itself be a dict."""
 
     def __init__(self, value: Any) -> None:
@@ -101,7 +101,7 @@ class _Leaf:
 
 
 def _container(node: Any, at: Keys, sequences: set[Keys]) -> Any:
-    if isinstance(node, _Leaf):
+    if isinstance(node, _Value):
         return node.value
     built = {key: _container(inner, (*at, key), sequences) for key, inner in node.items()}
     if at not in sequences:

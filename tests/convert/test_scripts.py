@@ -55,6 +55,18 @@ def test_there_and_back(tmp_path, source):
     assert torch.load(tmp_path / "two.pt")["model"]["w"][0] == 2
 
 
+def test_an_average_in_a_copy_of_the_trainers_file(tmp_path, source):
+    run, out = tmp_path / "run", tmp_path / "out.pt"
+    assert command("state_dicts", source, run).returncode == 0
+    donor = ("--donor", source / "checkpoint1.pt")
+    done = command("state_dicts", "--export", f"{run}@2", out, *donor)
+    assert done.returncode == 0, done.stderr
+    found = torch.load(out, weights_only=True)
+    assert found["epoch"] == 1
+    assert found["model"]["w"][0] == 2
+    assert "--overwrite" in refused(2, "state_dicts", "--export", f"{run}@2", out, *donor)
+
+
 def test_exit_codes(tmp_path, source):
     run = tmp_path / "run"
     assert "no such file" in refused(2, "state_dicts", tmp_path / "nothing", run)
@@ -65,6 +77,16 @@ def test_exit_codes(tmp_path, source):
     )
     assert "--style goes with --export" in refused(
         2, "roberta", source, run, "--style", "huggingface"
+    )
+    assert "--stub os.system: nothing of Python itself" in refused(
+        2, "state_dicts", source, run, "--stub", "os.system"
+    )
+    assert "--heads goes with converting" in refused(
+        2, "roberta", "--export", run, tmp_path / "x.pt", "--heads", "2"
+    )
+    assert "--style chooses the names" in refused(
+        *(2, "roberta", "--export", run, tmp_path / "x.pt"),
+        *("--names", run, "--style", "huggingface"),
     )
     assert "--workers: expected >= 1, found -3" in refused(
         2, "state_dicts", source, run, "--workers", "-3"

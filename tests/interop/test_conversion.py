@@ -18,6 +18,7 @@ from lawa_jax.errors import (
 )
 from lawa_jax.interop import state_dicts
 from lawa_jax.interop.conversion import ConvertOptions, convert_trajectory
+from lawa_jax.interop.export import export
 from lawa_jax.offline.prepare import average_checkpoints
 from lawa_jax.trajectory import list_steps, open_checkpoint
 
@@ -149,10 +150,6 @@ def test_other_shapes_names_and_epochs(tmp_path, trajectory):
     ):
         convert(source, tmp_path / "run", workers=1)
     assert list_steps(tmp_path / "run") == [1, 2]
-    state = {"a.weight": torch.zeros(3, 2), "a.count": torch.tensor(1)}
-    torch.save({"epoch": 3, "state_dict": state}, source / "checkpoint3.pt")
-    with pytest.raises(SelectionError, match="stored differently"):
-        convert(source, tmp_path / "run")
     state = {"module.a.weight": torch.zeros(3, 2), "module.a.count": torch.tensor(1)}
     torch.save({"epoch": 7, "state_dict": state}, source / "checkpoint3.pt")
     with pytest.raises(SelectionError, match=r"name says epoch 3, its content says 7"):
@@ -251,3 +248,77 @@ def test_interrupted(tmp_path, trajectory, monkeypatch):
     assert list_steps(run) == [1, 2]
     monkeypatch.undo()
     assert convert(source, run).converted == (3, 4)
+
+
+def test_prefixes_and_ties_may_change_in_mid_run(tmp_path):
+    source = tmp_path / "source"
+    source.mkdir()
+    w, v = torch.randn(3), torch.randn(2)
+    states = [
+        {"module.w": w, "module.tied": w, "module.v": v},
+        {"_orig_mod.v": v + 1, "_orig_mod.w": w + 1, "_orig_mod.tied": (w + 1).clone()},
+        {"w": w, "tied": w, "v": v},
+    ]
+    for epoch, state in enumerate(states, 1):
+        torch.save({"model": state}, source / f"checkpoint{epoch}.pt")
+    convert(source, tmp_path / "run", verify=True)
+    np.testing.assert_array_equal(
+        open_checkpoint(tmp_path / "run", step=2).read_leaf("params/w"), w + 1
+    )
+    # The other way round: apart in the first, shared later.
+    torch.save({"model": states[1]}, source / "checkpoint0.pt")
+    convert(source, tmp_path / "again", verify=True)
+    np.testing.assert_array_equal(
+        open_checkpoint(tmp_path / "again", step=3).read_leaf("params/tied"), w
+    )
+    torch.save({"model": {**states[1], "_orig_mod.tied": w}}, source / "checkpoint2.pt")
+    with pytest.raises(TreeMismatchError, match=r"'_orig_mod.tied' shares its values .* differs"):
+        convert(source, tmp_path / "third", epochs=(1, 3))
+
+
+def test_tensors_in_inner_dicts_and_beside_the_model(tmp_path, capsys):
+    source = tmp_path / "source"
+    source.mkdir()
+    w = torch.randn(3)
+    inner = {"w": w, "encoder": {"b": w + 1, "deep": {"c": w + 2}}, "ema": {"w": w}}
+    content = {"model": inner, "classifier": {"a": w, "b": w}, "optimizer": {"state": {0: [w]}}}
+    torch.save({"epoch": 1, **content}, source / "checkpoint1.pt")
+    summary = convert(source, tmp_path / "run", verify=True)
+    left = "model.ema (1 tensor), classifier (2 tensors), optimizer (1 tensor)"
+    assert summary.left_out == left
+    assert f"note: left out: {left}" in capsys.readouterr().err
+    checkpoint = open_checkpoint(tmp_path / "run")
+    assert sorted(checkpoint.leaves) == [*("params/encoder/b", "params/encoder/deep/c", "params/w")]
+    export(str(tmp_path / "run"), tmp_path / "back.pt")
+    back = torch.load(tmp_path / "back.pt", weights_only=True)["model"]
+    assert torch.equal(back["encoder"]["deep"]["c"], w + 2)
+    assert list(back) == ["w", "encoder"]
+    run = tmp_path / "other"
+    convert(source, run, wrapper="model.encoder.deep")
+    assert list(open_checkpoint(run).leaves) == ["params/c"]
+
+
+def test_a_failure_that_stays_promises_nothing(tmp_path, trajectory, capsys):
+    source = trajectory()
+    torch.save({"epoch": 4, "state_dict": {"x": torch.ones(1)}}, source / "checkpoint4.pt")
+    with pytest.raises(TreeMismatchError):
+        convert(source, tmp_path / "run", workers=1)
+    told = capsys.readouterr().err
+    assert "3 epochs are converted and kept" in told
+    assert "goes on" not in told
+
+
+def test_a_file_without_checksums_that_was_trained_again_is_noticed(tmp_path, trajectory):
+    source, run = trajectory(), tmp_path / "run"
+    before = torch.serialization.get_crc32_options()
+    torch.serialization.set_crc32_options(False)
+    try:
+        content = torch.load(source / "checkpoint2.pt", weights_only=True)
+        torch.save(content, source / "checkpoint2.pt")
+        convert(source, run, verify=True)
+        content["state_dict"]["module.a.weight"] += 100
+        torch.save(content, source / "checkpoint2.pt")
+    finally:
+        torch.serialization.set_crc32_options(before)
+    with pytest.raises(CheckpointNotFoundError, match="was not made from"):
+        convert(source, run)

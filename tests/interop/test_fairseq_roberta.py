@@ -1,3 +1,5 @@
+import argparse
+
 import jax
 import numpy as np
 import pytest
@@ -125,5 +127,46 @@ def test_hugging_face_both_ways(tmp_path, roberta_state):
     a, b = open_checkpoint(tmp_path / "run"), open_checkpoint(tmp_path / "again")
     assert a.checksums == b.checksums
     there["roberta.embeddings.token_type_embeddings.weight"][0, 0] = 1
-    with pytest.raises(TreeMismatchError, match="is not zero"):
-        fairseq_roberta.convert(opened(tmp_path, there))
+    plan = fairseq_roberta.convert(opened(tmp_path, there))
+    assert plan.model["token_types"] == 1
+    assert plan.names.specs["params/embed_token_types/embedding"].shape == (1, 16)
+
+
+def configured(tmp_path, state, **settings):
+    """What a conversion makes of a file whose training had these settings."""
+    args = argparse.Namespace(arch="roberta_base", encoder_attention_heads=2, **settings)
+    return fairseq_roberta.convert(opened(tmp_path, {"args": args, "model": state}))
+
+
+def test_the_configuration_of_the_file_counts(tmp_path, roberta_state):
+    plan = configured(
+        tmp_path,
+        roberta_state(),
+        activation_fn="relu",
+        seed=7,
+        tokens_per_sample=8,
+        mask_prob=0.3,
+        sample_break_mode="none",
+    )
+    wanted = {"activation": "relu", "head_activation": "relu", "eval_seed": 7, "mask_prob": 0.3}
+    wanted["tokens_per_sample"] = 8
+    assert {k: v for k, v in plan.model.items() if k in wanted} == wanted
+    assert any("not used in --evaluate" in n and "break_mode none" in n for n in plan.notes)
+    plain = configured(
+        tmp_path, roberta_state(), activation_fn="gelu", seed=1, sample_break_mode="complete"
+    )
+    assert set(plain.model) == {
+        *("vocab_size", "layers", "width", "ffn_width", "heads", "max_tokens")
+    }
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"activation_fn": "maxout"}, "activation 'maxout' is unknown; known: gelu"),
+        ({"no_scale_embedding": False}, "no_scale_embedding is False"),
+    ],
+)
+def test_what_cannot_be_computed_is_refused_by_name(tmp_path, roberta_state, settings, message):
+    with pytest.raises(TreeMismatchError, match=message):
+        configured(tmp_path, roberta_state(), **settings)

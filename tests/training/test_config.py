@@ -159,5 +159,5 @@ def test_what_is_no_run_is_named(tmp_path):
     with pytest.raises(CheckpointNotFoundError, match=r"holds no run: expected config\.json"):
         run_directory.read_config(run)
     (run / "config.json").write_text("{")
-    with pytest.raises(CorruptCheckpointError, match=r"config\.json is no JSON"):
+    with pytest.raises(CorruptCheckpointError, match=r"config\.json: it cannot be read as JSON"):
         run_directory.read_config(run)

@@ -1,31 +1,34 @@
 """Opening whatever holds a state dict: a file of either format, or a directory of shards."""
 
+import dataclasses
 import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from lawa_jax.errors import CheckpointNotFoundError, CorruptCheckpointError
-from lawa_jax.trajectory.formats import safetensors_files, torch_files
+from lawa_jax.errors import CheckpointNotFoundError, CorruptCheckpointError, SelectionError
+from lawa_jax.trajectory.formats import safetensors_files, torch_files, trainer_folders
 from lawa_jax.trajectory.formats.state_dict import StateDict
 
 TORCH_SUFFIXES = (".pt", ".pth", ".th", ".bin", ".ckpt", ".tar")
 SUFFIXES = (*TORCH_SUFFIXES, ".safetensors")
-# What Hugging Face calls its files, the safer format first.
-_IN_DIRECTORY = (
-    "model.safetensors.index.json",
-    "pytorch_model.bin.index.json",
-    "model.safetensors",
-    "pytorch_model.bin",
-)
 _TRAINER_STATE = "trainer_state.json"
 _CONFIG = "config.json"
+_SETTINGS = (
+    "model_type",
+    "hidden_act",
+    "layer_norm_eps",
+    "position_embedding_type",
+    "pad_token_id",
+)
+_LFS = b"version https://git-lfs.github.com/spec/"
 
 
 def is_checkpoint_directory(path: Path) -> bool:
-    """Whether a directory is one checkpoint: shards with an index, or a single model file."""
+    """Whether a directory is one checkpoint: a trainer's folder, shards, a single model file."""
     return path.is_dir() and (
-        any((path / name).is_file() for name in _IN_DIRECTORY)
+        trainer_folders.model_file(path) is not None
+        or trainer_folders.refusal(path) is not None
         or any(path.glob("*.index.json"))
         or len(_weight_files(path)) == 1
     )
@@ -53,13 +56,25 @@ def open_state(path: Path, *, wrapper: str | None = None, stubs: Iterable[str] =
         return _open_directory(path, wrapper, tuple(stubs))
     if not path.is_file():
         raise CheckpointNotFoundError(f"{path}: no such file")
+    with path.open("rb") as file:
+        if file.read(len(_LFS)) == _LFS:
+            raise CorruptCheckpointError(
+                f"{path}: a Git LFS pointer, not the file itself; fetch it with: git lfs pull"
+            )
     if path.suffix == ".safetensors":
+        if wrapper is not None:
+            raise SelectionError(
+                f"{path}: a safetensors file has no keys around its tensors; leave --wrapper out"
+            )
         return safetensors_files.read(path)
     return torch_files.read(path, wrapper=wrapper, stubs=stubs)
 
 
 def _open_directory(path: Path, wrapper: str | None, stubs: tuple[str, ...]) -> StateDict:
-    chosen = next((path / name for name in _IN_DIRECTORY if (path / name).is_file()), None)
+    refused = trainer_folders.refusal(path)
+    if refused is not None:
+        raise SelectionError(refused)
+    chosen = trainer_folders.model_file(path)
     if chosen is None:
         indices, files = sorted(path.glob("*.index.json")), _weight_files(path)
         if len(indices) == 1 or (not indices and len(files) == 1):
@@ -74,16 +89,7 @@ def _open_directory(path: Path, wrapper: str | None, stubs: tuple[str, ...]) -> 
     else:
         state = _open_shards(chosen, wrapper, stubs)
     facts = {**_facts_beside(path), **state.facts}
-    return StateDict(
-        path,
-        state.specs,
-        state.read,
-        state.shared,
-        state.wrapper,
-        state.objects,
-        state.skipped,
-        facts,
-    )
+    return dataclasses.replace(state, path=path, facts=facts)
 
 
 def _open_shards(index: Path, wrapper: str | None, stubs: tuple[str, ...]) -> StateDict:
@@ -120,16 +126,20 @@ def _open_shards(index: Path, wrapper: str | None, stubs: tuple[str, ...]) -> St
 
 
 def _facts_beside(path: Path) -> dict[str, Any]:
-    """What Hugging Face wrote beside the model: the trainer's step, the model's heads."""
-    facts = {}
-    for file, key, fact in (
-        (_TRAINER_STATE, "global_step", "step"),
-        (_CONFIG, "num_attention_heads", "heads"),
-    ):
-        if (path / file).is_file():
-            value = _json(path / file).get(key)
-            if isinstance(value, int) and not isinstance(value, bool) and value > 0:
-                facts[fact] = value
+    """What Hugging Face wrote beside the model: the trainer's step, the model's configuration."""
+    facts: dict[str, Any] = {}
+    if (path / _TRAINER_STATE).is_file():
+        step = _json(path / _TRAINER_STATE).get("global_step")
+        if isinstance(step, int) and step > 0:
+            facts["step"] = step
+    if (path / _CONFIG).is_file():
+        config = _json(path / _CONFIG)
+        heads = config.get("num_attention_heads")
+        if isinstance(heads, int) and heads > 0:
+            facts["heads"] = heads
+        settings = {k: config[k] for k in _SETTINGS if isinstance(config.get(k), str | int | float)}
+        if settings:
+            facts["settings"] = settings
     return facts
 
 

@@ -11,7 +11,9 @@ from collections.abc import Iterable
 from typing import Any
 
 # Configuration classes that fairseq, PyTorch Lightning, Hydra and plain scripts leave behind.
-_PACKAGES = ("omegaconf.", "fairseq.", "fairseq_cli.")
+_CONFIGURATION = ("omegaconf.", "fairseq.", "fairseq_cli.", "pathlib.")
+# Losses, activations and optimizer classes among the hyperparameters; nothing of them is needed.
+_TORCH = ("torch.nn.", "torch.optim.", "torch._C._nn.")
 _CLASSES = frozenset(
     {
         "argparse.Namespace",
@@ -24,6 +26,15 @@ _CLASSES = frozenset(
         "types.SimpleNamespace",
         "datetime.timedelta",
         "datetime.datetime",
+        "datetime.date",
+        "datetime.time",
+        "datetime.timezone",
+        "uuid.UUID",
+        "uuid.SafeUUID",
+        "decimal.Decimal",
+        "fractions.Fraction",
+        "functools.partial",
+        "builtins.frozenset",
         "numpy.ndarray",
         "numpy.core.multiarray._reconstruct",
         "numpy._core.multiarray._reconstruct",
@@ -79,10 +90,16 @@ def ordered_dict(*args: Any) -> OrderedDict[Any, Any]:
     return OrderedDict()
 
 
+def empty_list(*args: Any) -> list[Any]:
+    """What a pickled deque becomes before its items are appended."""
+    return []
+
+
 _FUNCTIONS = {
     "numpy.core.multiarray.scalar": numpy_scalar,
     "numpy._core.multiarray.scalar": numpy_scalar,
     "collections.defaultdict": ordered_dict,
+    "collections.deque": empty_list,
 }
 
 
@@ -97,12 +114,17 @@ def stand_in(name: str, stubs: Iterable[str] = ()) -> Any:
         return _FUNCTIONS[name]
     if name == "numpy.dtype" or name.startswith("numpy.dtypes."):
         return _class(name, NumpyDtype)
-    if name in _CLASSES or name.startswith(_PACKAGES):
+    if name in _CLASSES or name.startswith(_CONFIGURATION + _TORCH):
         return _class(name, Inert)
     chosen = any(name == s or (s.endswith(".") and name.startswith(s)) for s in stubs)
-    if chosen and name.partition(".")[0] not in _NEVER:
+    if chosen and may_be_chosen(name):
         return _class(name, Inert)
     return None
+
+
+def may_be_chosen(name: str) -> bool:
+    """Whether a user may ask for a stand-in: never for Python itself, torch, numpy or jax."""
+    return name.partition(".")[0] not in _NEVER
 
 
 def _class(name: str, base: type) -> type:

@@ -8,8 +8,10 @@ nothing that a file names is imported or run. Any other global is refused by nam
 import errno
 import pickle
 import re
+import tarfile
 import threading
 import zipfile
+import zlib
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -84,7 +86,8 @@ def read(path: Path, *, wrapper: str | None = None, stubs: Iterable[str] = ()) -
     """
     torch = import_torch()
     content = load(path, stubs=stubs)
-    tensors, keys = find_tensors(content, lambda x: isinstance(x, torch.Tensor), str(path), wrapper)
+    is_tensor = lambda x: isinstance(x, torch.Tensor)  # noqa: E731
+    tensors, keys, nested, left_out = find_tensors(content, is_tensor, str(path), wrapper)
     dtypes = _numpy_dtypes(torch)
     specs: dict[str, LeafSpec] = {}
     shared: dict[str, str] = {}
@@ -108,7 +111,10 @@ def read(path: Path, *, wrapper: str | None = None, stubs: Iterable[str] = ()) -
             shared[name] = seen[place]
         seen.setdefault(place, name)
 
+    intact = _Checksums(path)
+
     def array(name: str) -> np.ndarray:
+        intact.check(tensors[name], name)
         tensor = tensors[name].detach().resolve_conj().resolve_neg()
         target = specs[name].dtype
         if target.kind != "V" and target.name not in ml_dtypes.__dict__:
@@ -118,11 +124,63 @@ def read(path: Path, *, wrapper: str | None = None, stubs: Iterable[str] = ()) -
         return tensor.view(bits).numpy().view(target)
 
     found = facts.collect(content) if keys else {}
-    return StateDict(path, specs, array, shared, keys, objects, tuple(skipped), found)
+    return StateDict(
+        path,
+        specs,
+        array,
+        shared,
+        keys,
+        objects,
+        tuple(skipped),
+        left_out,
+        nested,
+        found,
+    )
 
 
-def load(path: Path, *, stubs: Iterable[str] = ()) -> Any:
+class _Checksums:
+    """Checks the storages of a zip file against the checksums that it keeps of them.
+
+    PyTorch itself does not: a bit that flipped on disk is loaded as another number.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._known = path, frozenset(zip_checksums(path) or ())
+        self._checked: set[int] = set()
+
+    def check(self, tensor: Any, name: str) -> None:
+        storage = tensor.untyped_storage()
+        if not self._known or not storage.nbytes() or storage.data_ptr() in self._checked:
+            return
+        torch = import_torch()
+        data = torch.empty(0, dtype=torch.uint8).set_(storage).numpy()
+        if (storage.nbytes(), zlib.crc32(data)) not in self._known:
+            raise CorruptCheckpointError(
+                f"{self._path}: tensor {name!r}: its bytes changed since they were saved (the "
+                "archive's checksum differs); copy the file again"
+            )
+        self._checked.add(storage.data_ptr())
+
+
+def zip_checksums(path: Path) -> list[tuple[int, int]] | None:
+    """Size and CRC-32 of each entry of a zip file; None if it is none, or has no checksums.
+
+    PyTorch leaves them out after ``torch.serialization.set_crc32_options(False)``.
+    """
+    if not zipfile.is_zipfile(path):
+        return None
+    with zipfile.ZipFile(path) as archive:
+        entries = [(e.file_size, e.CRC) for e in archive.infolist()]
+    return entries if any(crc for _, crc in entries) else None
+
+
+def load(path: Path, *, stubs: Iterable[str] = (), mapped: bool = True) -> Any:
     """The content of a ``torch.save`` file, with inert stubs for known strangers.
+
+    Args:
+      path: the file.
+      stubs: as `read`.
+      mapped: leave the tensors of a zip file on disk.
 
     Raises:
       UnsafePickleError, CorruptCheckpointError: as `read`.
@@ -133,7 +191,7 @@ def load(path: Path, *, stubs: Iterable[str] = ()) -> Any:
         try:
             if zipfile.is_zipfile(path):
                 strangers = torch.serialization.get_unsafe_globals_in_checkpoint(str(path))
-                return _load(torch, path, _stand_ins(strangers, stubs, path), mapped=True)
+                return _load(torch, path, _stand_ins(strangers, stubs, path), mapped=mapped)
             return _load_legacy(torch, path, stubs)
         except (UnsafePickleError, FileNotFoundError, PermissionError, IsADirectoryError):
             raise
@@ -152,6 +210,24 @@ def _damaged(path: Path, error: Exception) -> str:
             f"{path}: pickled with protocol 4 or later, which PyTorch's safe reader does not know; "
             "save it again without pickle_protocol=, where you trust it"
         )
+    if "Only persistent_load of storage is allowed" in str(error):
+        return (
+            f"{path}: it holds a pickled module with its source code, in the format before torch "
+            "1.6; load it with the program that wrote it and save the state dict alone"
+        )
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            names = [entry.filename.partition("/")[2] for entry in archive.infolist()]
+        if "constants.pkl" in names:
+            return f"{path}: a TorchScript archive, no state dict; save model.state_dict() instead"
+        if "data.pkl" not in names:
+            return f"{path}: a zip archive, but none that torch.save wrote; unpack it first"
+        return (
+            f"{path}: the archive is whole, but PyTorch's safe reader cannot read it "
+            f"({_first_line(error)}); save the state dict alone with the program that wrote it"
+        )
+    if tarfile.is_tarfile(path):
+        return f"{path}: a tar archive, no PyTorch checkpoint; unpack it first"
     return (
         f"{path}: not a PyTorch checkpoint, or a truncated one "
         f"({path.stat().st_size} bytes; {_first_line(error)}); copy it again"
@@ -192,10 +268,18 @@ def _stand_ins(names: Iterable[str], stubs: tuple[str, ...], path: Path) -> list
 
 
 def _refused(path: Path, name: str) -> UnsafePickleError:
+    if inert.may_be_chosen(name):
+        remedy = (
+            f"If it is a harmless configuration class, --stub {name} replaces it by an inert one"
+        )
+    else:
+        remedy = (
+            "No stand-in can be used for it. Where you trust the file, load it with the program "
+            "that wrote it and save the state dict alone"
+        )
     return UnsafePickleError(
         f"{path}: refused, since its pickle asks for the global {name!r}, which weights do not "
-        "need; nothing was run. If it is a harmless configuration class, --stub "
-        f"{name} replaces it by an inert one"
+        f"need; nothing was run. {remedy}"
     )
 
 
@@ -226,6 +310,7 @@ def write(
     objects: Mapping[str, Any],
     wrapper: tuple[str, ...],
     beside: Mapping[str, Any],
+    nested: Mapping[str, tuple[str, ...]] | None = None,
 ) -> None:
     """Write a ``torch.save`` file that ``torch.load(weights_only=True)`` reads.
 
@@ -237,16 +322,20 @@ def write(
       objects: plain entries by name.
       wrapper: keys around the state dict.
       beside: further entries at the top (``epoch``), only with a wrapper.
+      nested: keys of tensors that go into dicts inside the state dict.
 
     Raises:
       CheckpointWriteError: disk full, permission denied.
     """
     torch = import_torch()
     tensors = {name: to_tensor(array) for name, array in arrays.items()}
-    content: Any = OrderedDict(
-        (name, objects[name] if name in objects else tensors[shared.get(name, name)])
-        for name in order
-    )
+    content: Any = OrderedDict()
+    for name in order:
+        *above, key = (nested or {}).get(name, (name,))
+        place = content
+        for step in above:
+            place = place.setdefault(step, OrderedDict())
+        place[key] = objects[name] if name in objects else tensors[shared.get(name, name)]
     for depth, key in enumerate(reversed(wrapper)):
         content = {**(beside if depth == len(wrapper) - 1 else {}), key: content}
     try:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from lawa_jax.errors import CheckpointNotFoundError, CorruptCheckpointError
+from lawa_jax.errors import CheckpointNotFoundError, CorruptCheckpointError, SelectionError
 from lawa_jax.trajectory.formats import safetensors_files
 from lawa_jax.trajectory.formats.huggingface import open_state
 
@@ -60,3 +60,16 @@ def test_what_hugging_face_wrote_beside(tmp_path):
     (tmp_path / "config.json").write_text('{"num_attention_heads": 4}')
     (tmp_path / "trainer_state.json").write_text('{"global_step": 500, "epoch": 1.5}')
     assert open_state(tmp_path).facts == {"heads": 4, "step": 500}
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "checkpoint1.pt"])
+def test_git_lfs_pointers_are_called_so(tmp_path, name):
+    (tmp_path / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+    with pytest.raises(CorruptCheckpointError, match=r"Git LFS pointer.*git lfs pull"):
+        open_state(tmp_path / name)
+
+
+def test_a_wrapper_that_would_do_nothing(tmp_path):
+    safetensors_files.write(tmp_path / "model.safetensors", {"w": np.ones(1, np.float32)}, {})
+    with pytest.raises(SelectionError, match="leave --wrapper out"):
+        open_state(tmp_path / "model.safetensors", wrapper="ema")

@@ -1,8 +1,15 @@
 import argparse
 import builtins
+import collections
+import datetime
+import decimal
+import functools
 import os
 import pickle
 import sys
+import uuid
+import warnings
+import zipfile
 from collections import OrderedDict, defaultdict
 
 import ml_dtypes
@@ -123,6 +130,69 @@ def test_stubs_only_where_asked_and_never_of_the_standard_library(tmp_path, monk
         torch_files.read(hostile, stubs=["posix.", "nt.", "os."])
 
 
+@pytest.mark.parametrize("options", [{}, LEGACY], ids=["zip", "legacy"])
+@pytest.mark.parametrize(
+    "value",
+    [
+        torch.optim.Adam,
+        torch.nn.functional.relu,
+        torch.nn.functional.gelu,
+        functools.partial(torch.optim.Adam, lr=1e-3),
+        datetime.date(2026, 1, 2),
+        datetime.datetime(2026, 1, 2, tzinfo=datetime.UTC),
+        frozenset({1, 2}),
+        collections.deque([1, 2], maxlen=5),
+        uuid.UUID(int=3),
+        decimal.Decimal("1.5"),
+    ],
+    ids=lambda value: getattr(value, "__name__", type(value).__name__),
+)
+def test_harmless_objects_need_no_flag(tmp_path, options, value):
+    content = {"state_dict": {"w": torch.ones(2)}, "hyper_parameters": {"x": value}}
+    state = torch_files.read(saved(tmp_path, content, **options))
+    assert list(state.specs) == ["w"]
+
+
+def test_modules_among_the_hyperparameters_need_no_flag(tmp_path):
+    parts = {"loss": torch.nn.MSELoss(), "head": torch.nn.Linear(2, 2)}
+    state = torch_files.read(saved(tmp_path, {"state_dict": {"w": torch.ones(2)}, "x": parts}))
+    assert list(state.specs) == ["w"]
+    assert state.left_out == {"x": 2}
+
+
+def test_old_files_with_modules_are_called_so(tmp_path):
+    path = saved(tmp_path, {"w": torch.ones(2), "loss": torch.nn.MSELoss()}, **LEGACY)
+    with pytest.raises(CorruptCheckpointError, match=r"pickled module.*save the state dict alone"):
+        torch_files.read(path)
+
+
+def test_advice_is_given_only_where_it_works(tmp_path):
+    path = saved(tmp_path, {"w": torch.ones(2), "x": Hostile(os.getcwd)})
+    with pytest.raises(UnsafePickleError, match="No stand-in can be used") as raised:
+        torch_files.read(path)
+    assert "--stub" not in str(raised.value)
+
+
+def test_whole_files_are_not_called_truncated(tmp_path):
+    with warnings.catch_warnings(action="ignore"):
+        torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), tmp_path / "script.pt")
+    with pytest.raises(CorruptCheckpointError, match="TorchScript") as raised:
+        torch_files.read(tmp_path / "script.pt")
+    assert "truncated" not in str(raised.value)
+    with zipfile.ZipFile(tmp_path / "other.pt", "w") as archive:
+        archive.writestr("notes.txt", "x")
+    with pytest.raises(CorruptCheckpointError, match=r"none that torch\.save wrote"):
+        torch_files.read(tmp_path / "other.pt")
+
+
+def test_the_message_proposes_a_wrapper_that_holds_tensors(tmp_path):
+    w = {"w": torch.ones(1)}
+    path = saved(tmp_path, {"optimizer": {"state": w}, "G": w, "D": {**w, "v": torch.ones(1)}})
+    with pytest.raises(TreeMismatchError, match=r"G \(1 tensor\), D \(2 tensors\).*--wrapper G"):
+        torch_files.read(path)
+    assert torch_files.read(path, wrapper="G").left_out == {"optimizer": 1, "D": 2}
+
+
 def test_shared_tensors_are_told(tmp_path):
     w = torch.arange(6.0)
     content = {"a": w, "b": w, "part": w[2:4], "whole": w.view(2, 3)}
@@ -178,3 +248,15 @@ def test_a_later_pickle_protocol_is_no_damage(tmp_path):
     torch.save({"w": torch.ones(2)}, tmp_path / "w.pt", pickle_protocol=4)
     with pytest.raises(CorruptCheckpointError, match="protocol 4 or later"):
         torch_files.read(tmp_path / "w.pt")
+
+
+def test_a_bit_that_flipped_is_an_error(tmp_path):
+    path = saved(tmp_path, {"w": torch.zeros(1000), "v": torch.ones(3)})
+    data = bytearray(path.read_bytes())
+    place = data.index(bytes(2000))
+    data[place + 1000] ^= 1
+    path.write_bytes(data)
+    state = torch_files.read(path)
+    np.testing.assert_array_equal(state.read("v"), [1, 1, 1])
+    with pytest.raises(CorruptCheckpointError, match="'w': its bytes changed"):
+        state.read("w")
