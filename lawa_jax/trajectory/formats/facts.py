@@ -35,7 +35,7 @@ def number(value: Any) -> float | None:
                 return None
             value = value.item()
         return value if isinstance(value, int | float) and math.isfinite(value) else None
-    except (TypeError, ValueError, RuntimeError, AttributeError):
+    except (TypeError, ValueError, OverflowError, RuntimeError, AttributeError):
         return None
 
 

@@ -91,7 +91,7 @@ def read_tree_metadata(item: epath.Path) -> TreeMetadata | None:
             bool(raw.get("use_ocdbt", False)),
             raw.get("custom_metadata"),
         )
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
         raise CorruptCheckpointError(
             f"{path} is not the tree metadata of an Orbax checkpoint: {error!r}"
         ) from error
