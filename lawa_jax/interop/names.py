@@ -158,7 +158,11 @@ def from_json(content: Any, label: str) -> Names:
             tuple(map(str, content["wrapper"])),
             {str(n): tuple(map(str, keys)) for n, keys in content.get("nested", {}).items()},
         )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    # The last two: infinite lengths, and NumPy's reading of dtypes such as "i4,f8".
+    except (
+        *(KeyError, TypeError, ValueError, AttributeError),
+        *(OverflowError, SyntaxError),
+    ) as error:
         raise CorruptCheckpointError(f"{label}: damaged record of names: {error!r}") from error
 
 

@@ -61,7 +61,8 @@ class Journal:
 
     def _refuse_strangers(self, heading: LedgerEntry | None) -> None:
         """What is thrown away has to be ours."""
-        others = [p.name for p in self._directory.iterdir() if p != self._ledger.path]
+        own = (self._ledger.path, self._ledger.aside)
+        others = [p.name for p in self._directory.iterdir() if p not in own]
         if others and "pass" not in (heading or {}):
             raise OutputExistsError(
                 f"{self._directory} is for unfinished averages, but holds {others[0]} and no "

@@ -30,6 +30,8 @@ class Ledger:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        # What a crash or an error in `begin` may leave behind, for the next `begin` to replace.
+        self.aside = path.with_name(path.name + TMP_MARKER)
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             self._lock = Lock(path.parent)
@@ -55,12 +57,11 @@ class Ledger:
 
     def begin(self, heading: LedgerEntry, entries: Iterable[LedgerEntry] = ()) -> Self:
         """Write heading and entries anew, all at once, and be ready for more."""
-        aside = self.path.with_name(self.path.name + TMP_MARKER)
-        with aside.open("wb") as file:
+        with self.aside.open("wb") as file:
             file.write(b"".join(_line(entry) for entry in (heading, *entries)))
             file.flush()
             os.fsync(file.fileno())
-        aside.replace(self.path)
+        self.aside.replace(self.path)
         self._file = self.path.open("ab", buffering=0)
         return self
 

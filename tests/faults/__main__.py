@@ -5,6 +5,7 @@ attacks again. Exit code 1 where a promise did not hold.
 """
 
 import argparse
+import multiprocessing
 import random
 import sys
 import tempfile
@@ -25,6 +26,16 @@ KINDS = {
 ROUND = {"kill": 20, "error": 20, "flip": 40, "fuzz": 20_000, "disturb": 10}
 
 
+def attack(kind: str, work: Path, count: int, seed: int) -> dict[str, int]:
+    return KINDS[kind](work, count, seed)
+
+
+def apart(*attacked: object) -> dict[str, int]:
+    """`attack` in a process of its own: once TensorStore has read, it lets nobody fork."""
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        return pool.apply(attack, attacked)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=1.0)
@@ -42,9 +53,8 @@ def main() -> int:
         while number < line.rounds if line.rounds else time.monotonic() < end:
             for kind, outcomes in totals.items():
                 try:
-                    found = KINDS[kind](
-                        Path(folder), max(1, int(ROUND[kind] * line.share)), seed + number
-                    )
+                    attacks = max(1, int(ROUND[kind] * line.share))
+                    found = apart(kind, Path(folder), attacks, seed + number)
                 except Broken as broken:
                     print(f"BROKEN {kind}, round {number}: {broken}")
                     return 1

@@ -51,6 +51,17 @@ def test_two_passes_never_share_a_journal(tmp_path):
     assert not (tmp_path / "journal").exists()
 
 
+def test_a_journal_whose_first_write_failed_is_begun_anew(tmp_path):
+    folder = tmp_path / "journal"
+    folder.mkdir()
+    (folder / "journal.jsonl.orbax-checkpoint-tmp").write_bytes(b'{"half')
+    Journal(folder, {"jobs": 1}).complete()
+    folder.mkdir(exist_ok=True)
+    (folder / "notes.txt").write_text("somebody else's")
+    with pytest.raises(OutputExistsError, match=r"holds notes\.txt"):
+        Journal(folder, {"jobs": 1})
+
+
 def test_a_line_cut_short_by_a_kill_is_dropped(tmp_path):
     done = streaming.Done("w", 0, (1,), (2,))
     first = Journal(tmp_path / "journal", {})

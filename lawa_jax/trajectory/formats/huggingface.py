@@ -97,10 +97,11 @@ def _open_shards(index: Path, wrapper: str | None, stubs: tuple[str, ...]) -> St
     if not isinstance(weight_map, dict) or not weight_map:
         raise CorruptCheckpointError(f"{index}: expected a 'weight_map' of tensor names to files")
     shards: dict[str, StateDict] = {}
-    for file in dict.fromkeys(weight_map.values()):
+    for file in weight_map.values():
         # An index must not lead out of its own directory.
         if not isinstance(file, str) or Path(file).name != file or file in (".", ".."):
             raise CorruptCheckpointError(f"{index}: {file!r} is no plain file name")
+    for file in dict.fromkeys(weight_map.values()):
         if len(file) > 255 or not (index.parent / file).is_file():
             raise CorruptCheckpointError(f"{index}: shard {file} is missing; copy it again")
         shards[file] = open_state(index.parent / file, wrapper=wrapper, stubs=stubs)
@@ -146,7 +147,7 @@ def _facts_beside(path: Path) -> dict[str, Any]:
 def _json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise CorruptCheckpointError(f"{path} is no JSON: {error}") from error
     if not isinstance(content, dict):
         raise CorruptCheckpointError(f"{path}: expected a JSON object")

@@ -1,6 +1,7 @@
 """Shape, dtype and chunk grid of a stored array: ``.zarray`` (zarr 2) and ``zarr.json`` (3)."""
 
 import math
+import re
 from typing import Annotated, Any, Literal, NamedTuple
 
 import ml_dtypes
@@ -10,6 +11,11 @@ import numpy as np
 from lawa_jax.errors import CorruptCheckpointError
 from lawa_jax.untrusted import Length, Positive, parse
 
+_ML_DTYPES = {
+    name: np.dtype(kind)
+    for name, kind in vars(ml_dtypes).items()
+    if isinstance(kind, type) and issubclass(kind, np.generic)
+}
 _MOST_AXES = 64  # of numpy
 _Shape = Annotated[tuple[Length, ...], msgspec.Meta(max_length=_MOST_AXES)]
 _Chunks = Annotated[tuple[Positive, ...], msgspec.Meta(max_length=_MOST_AXES)]
@@ -99,15 +105,17 @@ class _Version(msgspec.Struct):
 
 
 def _dtype(text: str) -> np.dtype:
-    if hasattr(ml_dtypes, text):
-        return np.dtype(getattr(ml_dtypes, text))
+    unknown = f"arrays of dtype {text!r} are not supported"
+    # NumPy takes texts such as "i4,f8" apart with Python's parser, and raises what that raises.
+    if not re.fullmatch(r"[<>|=]?\w+", text, re.ASCII):
+        raise ValueError(unknown)
     try:
-        dtype = np.dtype(text)
-    except TypeError:
-        dtype = np.dtype(object)
+        dtype = _ML_DTYPES[text] if text in _ML_DTYPES else np.dtype(text)
+    except (TypeError, ValueError, SyntaxError) as error:
+        raise ValueError(unknown) from error
     # No objects, texts or records: their bytes are no numbers.
-    if dtype.kind not in "biufc":
-        raise ValueError(f"arrays of dtype {text!r} are not supported")
+    if dtype.kind not in "biufc" and text not in _ML_DTYPES:
+        raise ValueError(unknown)
     return dtype
 
 

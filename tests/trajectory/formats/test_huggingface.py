@@ -41,6 +41,7 @@ def test_sharded_directory(tmp_path, suffix):
         ({"a": "model-00009-of-00009.safetensors"}, "shard .* is missing"),
         ({"a": "model-00002-of-00002.safetensors"}, "'a' should be in"),
         ({"a": "model-00001-of-00002.safetensors", "b": 3}, "no plain file name"),
+        ({"a": {"b": "model-00001-of-00002.safetensors"}}, "no plain file name"),
     ],
 )
 def test_bad_indices(tmp_path, weight_map, message):
