@@ -4,6 +4,7 @@ A leaf is named by its keys joined with ``/`` (``params/conv1/kernel``). Trees a
 name, never by position: stored integer keys come back as strings, and "10" sorts before "2".
 """
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -13,6 +14,12 @@ import numpy as np
 from lawa_jax.errors import TreeMismatchError
 
 PyTree = Any
+
+_ML_DTYPES = {
+    name: np.dtype(kind)
+    for name, kind in vars(ml_dtypes).items()
+    if isinstance(kind, type) and issubclass(kind, np.generic)
+}
 
 Index = tuple[slice, ...]
 """Where a block lies in a leaf: one slice (start, stop; step 1) a dimension."""
@@ -95,6 +102,25 @@ def spec_of(leaf: Any) -> LeafSpec:
     if not hasattr(leaf, "dtype"):
         leaf = np.asarray(leaf)
     return LeafSpec(tuple(leaf.shape), leaf.dtype)
+
+
+def dtype_named(text: str) -> np.dtype:
+    """The dtype of numbers that a text names: ``float32``, ``<f4``, ``bfloat16``.
+
+    Raises:
+      ValueError: it names none; objects, texts and records are no numbers.
+    """
+    unknown = f"arrays of dtype {text!r} are not supported"
+    # NumPy takes texts such as "i4,f8" apart with Python's parser, and raises what that raises.
+    if not re.fullmatch(r"[<>|=]?\w+", text, re.ASCII):
+        raise ValueError(unknown)
+    try:
+        dtype = _ML_DTYPES[text] if text in _ML_DTYPES else np.dtype(text)
+    except (TypeError, ValueError, SyntaxError) as error:
+        raise ValueError(unknown) from error
+    if dtype.kind not in "biufc" and text not in _ML_DTYPES:
+        raise ValueError(unknown)
+    return dtype
 
 
 def is_averaged(dtype: Any) -> bool:

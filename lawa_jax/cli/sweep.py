@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import math
 import os
 import pathlib
 import sys
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
     from lawa_jax.offline.prepare import Estimate, Prepared
     from lawa_jax.offline.recipe import AveragingOptions, Recipe
     from lawa_jax.search.evaluators import Evaluator
-    from lawa_jax.search.results import Row
 
 JOURNAL = ".lawa-sweep"
 
@@ -79,10 +77,7 @@ class Sweep(Evaluating):
         prepared = prepare(recipes, options, runs=self.listed)
         expected = prepared.estimate
         plan = {
-            "averages": {
-                recipe.name: {"method": recipe.method, "sources": sources_of(recipe)}
-                for recipe in recipes
-            },
+            "averages": _averages(recipes),
             "checkpoints": expected.checkpoints,
             "bytes_to_read": expected.bytes_to_read,
             "bytes_to_write": expected.bytes_to_write,
@@ -130,19 +125,13 @@ class Sweep(Evaluating):
 
         options = self.options(averaged_by(policy))
         expected = prepare(recipes, options, runs=self.listed).estimate
-        grouped = scoring.passes(recipes, options, self.listed)
-        reads = sum(
-            prepare(group, each, runs=self.listed).plan.bytes_to_read for group, each in grouped
-        )
+        reads = [each.plan.bytes_to_read for each in scoring.passes(recipes, options, self.listed)]
         plan: dict[str, Any] = {
-            "averages": {
-                recipe.name: {"method": recipe.method, "sources": sources_of(recipe)}
-                for recipe in recipes
-            },
+            "averages": _averages(recipes),
             "evaluator": evaluator.name,
             "bn": policy if expected.statistics else None,
-            "passes": 1 if self.keep else len(grouped),
-            "bytes_to_read": expected.bytes_to_read if self.keep else reads,
+            "passes": 1 if self.keep else len(reads),
+            "bytes_to_read": expected.bytes_to_read if self.keep else sum(reads),
             "bytes_to_write": expected.bytes_to_write if self.keep else 0,
         }
         how = (
@@ -224,7 +213,7 @@ class Sweep(Evaluating):
         shown = sorted(results.rows.values(), key=lambda row: (row.end, row.k))
         sweep_plot(shown, f"{run.name}, {evaluator.name}", figure)
         if self.json:
-            print_json({**plan, "rows": [_json(row) for row in found], "out": str(folder)})
+            print_json({**plan, "rows": [row.as_json() for row in found], "out": str(folder)})
             return
         names = list(found[0].metrics)
         print(
@@ -255,6 +244,12 @@ class Sweep(Evaluating):
             self._write(prepare(missing, options, runs=self.listed))
 
 
+def _averages(recipes: "list[Recipe]") -> dict[str, Any]:
+    return {
+        recipe.name: {"method": recipe.method, "sources": sources_of(recipe)} for recipe in recipes
+    }
+
+
 def _print_recipes(recipes: "list[Recipe]") -> None:
     body = [[j.name, " ".join(s.rpartition("@")[2] for s in j.sources), j.method] for j in recipes]
     print(table(["average", "checkpoints", "method"], body))
@@ -262,9 +257,3 @@ def _print_recipes(recipes: "list[Recipe]") -> None:
 
 def _local(path: "epath.Path") -> pathlib.Path:
     return pathlib.Path(os.fspath(path))
-
-
-def _json(row: "Row") -> dict[str, Any]:
-    # JSON has no NaN.
-    metrics = {n: v if math.isfinite(v) else str(v) for n, v in row.metrics.items()}
-    return {**row._asdict(), "metrics": metrics}

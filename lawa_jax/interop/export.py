@@ -19,7 +19,7 @@ from lawa_jax.interop import epoch_writer
 from lawa_jax.interop import names as names_record
 from lawa_jax.interop.names import Names
 from lawa_jax.interop.rules import laid_out_as_theirs
-from lawa_jax.trajectory import Checkpoint, list_steps, open_checkpoint, parse_address, verify_leaf
+from lawa_jax.trajectory import Checkpoint, Run, parse_address, verify_leaf
 from lawa_jax.trajectory.formats import safetensors_files, torch_donor, torch_files
 from lawa_jax.trajectory.formats.state_dict import StateDict, told_left_out
 from lawa_jax.tree import LeafSpec, check_compatible
@@ -74,17 +74,14 @@ def export(
     """
     path_text, step = parse_address(address)
     path = Path(path_text)
+    run = Run(path)
     if target.suffix in EXPORT_SUFFIXES:
-        checkpoint = open_checkpoint(path, step=step, include=("*",))
-        jobs = [(checkpoint, target)]
+        jobs = [(run.open(step, include=("*",)), target)]
     else:
-        steps = list_steps(path) if step is None else [step]
+        steps = run.steps if step is None else [step]
         if not steps:
             raise CheckpointNotFoundError(f"{path} holds no committed checkpoint")
-        jobs = [
-            (open_checkpoint(path, step=s, include=("*",)), target / f"checkpoint{s}.pt")
-            for s in steps
-        ]
+        jobs = [(run.open(s, include=("*",)), target / f"checkpoint{s}.pt") for s in steps]
     record = names
     if record is None and names_for is None:
         record = find_names(path)

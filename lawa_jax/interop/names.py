@@ -14,7 +14,7 @@ import numpy as np
 from lawa_jax.errors import CorruptCheckpointError
 from lawa_jax.interop.rules import Layout, shape_as_ours
 from lawa_jax.trajectory.formats.state_dict import StateDict
-from lawa_jax.tree import LeafSpec
+from lawa_jax.tree import LeafSpec, dtype_named
 from lawa_jax.untrusted import parse
 
 FILE = "names.json"
@@ -140,7 +140,7 @@ def from_json(content: Any, label: str) -> Names:
                 tuple(map(str, e["keys"])),
                 e["layout"],
                 tuple(map(int, e["shape"])),
-                np.dtype(str(e["dtype"])).name,
+                dtype_named(str(e["dtype"])).name,
             )
             for e in content["tensors"]
         )
@@ -151,18 +151,16 @@ def from_json(content: Any, label: str) -> Names:
             tuple(map(str, content["order"])),
             {str(k): str(v) for k, v in content["shared"].items()},
             {
-                str(n): Constant(tuple(map(int, c["shape"])), str(c["dtype"]), str(c["data"]))
+                str(n): Constant(
+                    tuple(map(int, c["shape"])), dtype_named(str(c["dtype"])).name, str(c["data"])
+                )
                 for n, c in content["constants"].items()
             },
             tuple(map(str, content["ignored"])),
             tuple(map(str, content["wrapper"])),
             {str(n): tuple(map(str, keys)) for n, keys in content.get("nested", {}).items()},
         )
-    # The last two: infinite lengths, and NumPy's reading of dtypes such as "i4,f8".
-    except (
-        *(KeyError, TypeError, ValueError, AttributeError),
-        *(OverflowError, SyntaxError),
-    ) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise CorruptCheckpointError(f"{label}: damaged record of names: {error!r}") from error
 
 

@@ -30,7 +30,7 @@ from lawa_jax.offline.streaming import ReadProgress, Sink
 from lawa_jax.offline.writing import write_averages
 from lawa_jax.trajectory import Checkpoint, Run, Runs, parse_address
 from lawa_jax.trajectory.storage import as_path
-from lawa_jax.tree import is_averaged
+from lawa_jax.tree import dtype_named, is_averaged
 
 DEFAULTS = AveragingOptions()
 
@@ -185,12 +185,7 @@ def prepare(
     """
     runs = runs or Runs()
     addresses = _in_order(recipes)
-    opened = {
-        source: runs.open(
-            source, item=options.item, include=options.include, exclude=options.exclude
-        )
-        for source in addresses
-    }
+    opened = {source: runs.open(source, **options.selection) for source in addresses}
     position = {address: number for number, address in enumerate(addresses)}
     statistics = frozenset(batch_statistics(next(iter(opened.values())).leaves))
     plan = make_plan(
@@ -252,8 +247,8 @@ def average_checkpoints(
 
 def _dtype(name: str) -> np.dtype:
     try:
-        dtype = np.dtype(name)
-    except TypeError:
+        dtype = dtype_named(name)
+    except ValueError:
         dtype = np.dtype(bool)
     if not is_averaged(dtype):
         raise SelectionError(f"dtype: expected float32, bfloat16, ..., found {name!r}")

@@ -38,6 +38,11 @@ class AveragingOptions:
     memory: int = DEFAULT_MEMORY
     threads: int = 2
 
+    @property
+    def selection(self) -> dict[str, Any]:
+        """Which leaves of a source to read: keywords of `Run.open`."""
+        return {"item": self.item, "include": self.include, "exclude": self.exclude}
+
 
 class Recipe(NamedTuple):
     """One average to be made.

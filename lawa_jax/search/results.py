@@ -45,6 +45,12 @@ class Row(NamedTuple):
     seconds: float
     key: str
 
+    def as_json(self) -> dict[str, Any]:
+        """The row as JSON values."""
+        # JSON has no NaN; float() reads these words.
+        metrics = {n: v if math.isfinite(v) else str(v) for n, v in self.metrics.items()}
+        return {**self._asdict(), "metrics": metrics}
+
 
 class Results:
     """The rows in a directory; of rows with one name the last counts.
@@ -82,7 +88,7 @@ class Results:
                 # Without a row nothing would be lost: an evaluator that failed may be mended.
                 self._check_setting(old, setting)
             self.rows = {row.name: row for row in rows}
-        self._ledger.begin({"setting": setting}, map(_entry, self.rows.values()))
+        self._ledger.begin({"setting": setting}, map(Row.as_json, self.rows.values()))
 
     def _refuse_strangers(self) -> None:
         """Without a header of ours, files of our names are the user's own."""
@@ -111,7 +117,7 @@ class Results:
             raise ConfigError(
                 f"a metric is named {clash[0]!r} like a column of the results; give it another name"
             )
-        self._ledger.append(_entry(row))
+        self._ledger.append(row.as_json())
         self.rows[row.name] = row
         self._write_table()
 
@@ -152,12 +158,6 @@ def _difference(name: str, old: Any, new: Any) -> str:
         "of the same evaluator with other code or settings (its file, --set or the run's "
         f"configuration changed: digest {str(old)[:12]}, now {str(new)[:12]})"
     )
-
-
-def _entry(row: Row) -> dict[str, Any]:
-    # JSON has no NaN; float() reads these words.
-    metrics = {n: v if math.isfinite(v) else str(v) for n, v in row.metrics.items()}
-    return {**row._asdict(), "metrics": metrics}
 
 
 def _row(entry: Mapping[str, Any]) -> Row | None:

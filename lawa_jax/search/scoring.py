@@ -17,7 +17,7 @@ import msgspec
 from etils import epath
 
 from lawa_jax.errors import EvaluationError, LawaError, OutputExistsError
-from lawa_jax.offline.prepare import prepare
+from lawa_jax.offline.prepare import Prepared, prepare
 from lawa_jax.offline.recipe import AveragingOptions, Recipe, step_of
 from lawa_jax.offline.record import options_of, read_record
 from lawa_jax.offline.streaming import ReadProgress
@@ -119,9 +119,8 @@ def in_memory(
     runs: Runs | None = None,
 ) -> Iterator[tuple[Recipe, dict[str, Any]]]:
     """Averages made in memory, see `passes`."""
-    runs = runs or Runs()
-    for group, each in passes(recipes, options, runs):
-        made = prepare(group, each, runs=runs).in_memory(progress)
+    for prepared in passes(recipes, options, runs):
+        made = prepared.in_memory(progress)
         while made:
             # No name of this frame may hold a tree while the caller has it, or makes the next.
             yield made[0].recipe, made.pop(0).tree_in_memory
@@ -129,18 +128,21 @@ def in_memory(
 
 def passes(
     recipes: Sequence[Recipe], options: AveragingOptions, runs: Runs | None = None
-) -> list[tuple[Sequence[Recipe], AveragingOptions]]:
-    """Recipes in groups, each made in one pass, with what its pass may take of the memory.
+) -> Iterator[Prepared]:
+    """Recipes in groups, each prepared to be made in one pass when it is asked for.
 
-    Half of the memory is for averages waiting to be evaluated, at least one.
+    Half of the memory is for averages waiting to be evaluated, at least one; a pass may take the
+    rest.
     """
     if not recipes:
-        return []
+        return
+    runs = runs or Runs()
     size = max(1, prepare(recipes[:1], options, runs=runs).estimate.bytes_to_write)
     count = min(len(recipes), max(1, options.memory // 2 // size))
     rest = max(options.memory - count * size, options.memory // 2)
     each = dataclasses.replace(options, memory=rest)
-    return [(recipes[start : start + count], each) for start in range(0, len(recipes), count)]
+    for start in range(0, len(recipes), count):
+        yield prepare(recipes[start : start + count], each, runs=runs)
 
 
 def stored(
@@ -210,7 +212,7 @@ def keys_of(
 
 
 def _open(runs: Runs, source: str, options: AveragingOptions) -> Checkpoint:
-    return runs.open(source, item=options.item, include=options.include, exclude=options.exclude)
+    return runs.open(source, **options.selection)
 
 
 def _identity(source: Checkpoint) -> str:

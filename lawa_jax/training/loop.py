@@ -26,7 +26,7 @@ from lawa_jax.training.run_writer import RunWriter
 from lawa_jax.training.snapshot import check_savable
 from lawa_jax.training.steps import TrainState
 from lawa_jax.training.task import Task
-from lawa_jax.trajectory import list_steps, open_checkpoint
+from lawa_jax.trajectory import Run
 from lawa_jax.tree import named_leaves, spec_of
 
 
@@ -191,9 +191,10 @@ def _catch_up(
     epochs, rows = task.place.group.exchange("logged", known)[0]
     done = {tuple(row) for row in rows}
     policy = bn if task.recalibrate is not None else None
+    saved = Run(run / "epochs")
     for epoch in range(1, finished + 1):
-        if epoch not in epochs and epoch in list_steps(run / "epochs"):
-            log.write("epoch", epoch=epoch, **open_checkpoint(run, step=epoch).metrics)
+        if epoch not in epochs and epoch in saved.steps:
+            log.write("epoch", epoch=epoch, **saved.open(epoch).metrics)
         if lawa_k and epoch >= lawa_k and (lawa_k, policy, epoch) not in done:
             _evaluate_lawa(task, run, log, progress, lawa_k, epoch, bn, {})
 

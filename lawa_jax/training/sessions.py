@@ -129,7 +129,7 @@ def evaluate_run(
         raise SelectionError(f"--lawa_k: expected >= 1 checkpoints to average, found {k}")
     listed = Run(run)
     existing = listed.steps
-    chosen = ends or [e for e in existing if existing.index(e) >= k - 1]
+    chosen = ends or existing[k - 1 :]
     if not chosen:
         raise SelectionError(f"{run}: {len(existing)} checkpoints, fewer than --lawa_k {k}")
     rows = list(evaluate_ends(task, listed, k=k, ends=chosen, bn=bn, splits=splits))

@@ -48,13 +48,14 @@ def candidates_in(source: Path, match: str | None) -> tuple[list[Candidate], lis
     for path in sorted(p for p in source.iterdir() if not p.name.startswith(".")):
         reading = step_in_name(path.name)
         if path.is_dir():
-            below = [] if is_checkpoint_directory(path) else models_below(path)
+            is_checkpoint = is_checkpoint_directory(path)
+            below = [] if is_checkpoint else models_below(path)
             if below and reading.numbered:
                 raise SelectionError(
                     f"{path}: it holds {len(below)} models ({', '.join(below)}); choose one with "
                     f"--match '*/{below[0]}', for instance"
                 )
-            reason = None if is_checkpoint_directory(path) else "no checkpoint"
+            reason = None if is_checkpoint else "no checkpoint"
         elif path.suffix not in SUFFIXES:
             reason = "no checkpoint"
         else:

@@ -5,6 +5,7 @@ A *root* holds steps (``RUN/epochs`` or ``RUN`` itself), a *step directory* hold
 item. A run can be given as any of the three.
 """
 
+import functools
 import os
 from collections.abc import Iterable
 from typing import Any, NamedTuple
@@ -135,7 +136,7 @@ class Run:
             raise SelectionError(self.doubts[step])
         return steps[step][0].path
 
-    @property
+    @functools.cached_property
     def doubts(self) -> dict[int, str]:
         """Steps for which two directories stand, or one named unlike most: why each is in doubt.
 

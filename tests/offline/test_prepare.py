@@ -259,6 +259,8 @@ def test_impossible_options_are_explained(run):
         prepare([window_recipe(run, k=2)], AveragingOptions(threads=0)).in_memory()
     with pytest.raises(SelectionError, match="dtype: expected float32"):
         prepare([window_recipe(run, k=2)], AveragingOptions(dtype="float33")).in_memory()
+    with pytest.raises(SelectionError, match="dtype: expected"):
+        prepare([window_recipe(run, k=2)], AveragingOptions(dtype=",f4")).in_memory()
 
 
 DTYPES = [np.float32, np.float16, ml_dtypes.bfloat16, np.float64, np.complex64, np.int32]

@@ -96,11 +96,11 @@ def test_a_run_that_moved_is_still_known(run, tmp_path):
 def test_as_many_at_once_as_memory_holds(run):
     recipes = sweep_recipes(run, ks=[2], ends=[2, 3, 4, 5, 6])
     model = SIZE * 4
-    sizes = [len(group) for group, _ in scoring.passes(recipes, AveragingOptions(memory=4 * model))]
+    sizes = [len(p.recipes) for p in scoring.passes(recipes, AveragingOptions(memory=4 * model))]
     assert sizes == [2, 2, 1]
-    sizes = [len(group) for group, _ in scoring.passes(recipes, AveragingOptions(memory=model))]
+    sizes = [len(p.recipes) for p in scoring.passes(recipes, AveragingOptions(memory=model))]
     assert sizes == [1] * 5
-    assert scoring.passes([], OPTIONS) == []
+    assert list(scoring.passes([], OPTIONS)) == []
     found = scoring.in_memory(recipes, AveragingOptions(memory=4 * model))
     assert [(recipe.name, tree["w"][-1]) for recipe, tree in found] == [
         (f"k2-end{end}-uniform", end - 0.5) for end in range(2, 7)

@@ -1,21 +1,15 @@
 """Shape, dtype and chunk grid of a stored array: ``.zarray`` (zarr 2) and ``zarr.json`` (3)."""
 
 import math
-import re
 from typing import Annotated, Any, Literal, NamedTuple
 
-import ml_dtypes
 import msgspec
 import numpy as np
 
 from lawa_jax.errors import CorruptCheckpointError
+from lawa_jax.tree import dtype_named
 from lawa_jax.untrusted import Length, Positive, parse
 
-_ML_DTYPES = {
-    name: np.dtype(kind)
-    for name, kind in vars(ml_dtypes).items()
-    if isinstance(kind, type) and issubclass(kind, np.generic)
-}
 _MOST_AXES = 64  # of numpy
 _Shape = Annotated[tuple[Length, ...], msgspec.Meta(max_length=_MOST_AXES)]
 _Chunks = Annotated[tuple[Positive, ...], msgspec.Meta(max_length=_MOST_AXES)]
@@ -54,7 +48,7 @@ class _Zarr2(msgspec.Struct):
     dimension_separator: Literal[".", "/"] = "."
 
     def header(self) -> ArrayHeader:
-        dtype = _dtype(self.dtype)
+        dtype = dtype_named(self.dtype)
         is_raw = (
             self.compressor is None
             and not self.filters
@@ -96,27 +90,12 @@ class _Zarr3(msgspec.Struct):
         for codec in self.codecs:
             if codec.name == "sharding_indexed":
                 chunks = msgspec.convert(codec.configuration, _Grid).chunk_shape
-        dtype = _dtype(self.data_type)
+        dtype = dtype_named(self.data_type)
         return ArrayHeader(self.shape, dtype, chunks, "zarr3", False, "/", True)
 
 
 class _Version(msgspec.Struct):
     zarr_format: int = 2
-
-
-def _dtype(text: str) -> np.dtype:
-    unknown = f"arrays of dtype {text!r} are not supported"
-    # NumPy takes texts such as "i4,f8" apart with Python's parser, and raises what that raises.
-    if not re.fullmatch(r"[<>|=]?\w+", text, re.ASCII):
-        raise ValueError(unknown)
-    try:
-        dtype = _ML_DTYPES[text] if text in _ML_DTYPES else np.dtype(text)
-    except (TypeError, ValueError, SyntaxError) as error:
-        raise ValueError(unknown) from error
-    # No objects, texts or records: their bytes are no numbers.
-    if dtype.kind not in "biufc" and text not in _ML_DTYPES:
-        raise ValueError(unknown)
-    return dtype
 
 
 def parse_header(text: bytes, where: str) -> ArrayHeader:
