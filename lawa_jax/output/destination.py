@@ -8,7 +8,7 @@ commit marker is written, last.
 import os
 import shutil
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import numpy as np
 from etils import epath
@@ -53,6 +53,21 @@ class Destination(Protocol):
 
     def abort(self) -> None:
         """Remove what was written."""
+
+
+class AbortsOnError:
+    """A writer whose ``with`` block, left by an exception, leaves nothing behind."""
+
+    def abort(self) -> None:
+        """Remove what was written."""
+        raise NotImplementedError
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None:
+            self.abort()
 
 
 class LocalDestination:

@@ -2,21 +2,21 @@
 
 import errno
 from collections.abc import Mapping
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from etils import epath
 
 from lawa_jax.distributed import Group, together
 from lawa_jax.errors import CheckpointWriteError
+from lawa_jax.output.destination import AbortsOnError
 from lawa_jax.output.step_writer import StepWriter
 from lawa_jax.trajectory.digest import leaf_digest_block, to_hex
 from lawa_jax.trajectory.integrity import check_digest
 from lawa_jax.tree import Index, LeafSpec
 
 
-class SharedWriter:
+class SharedWriter(AbortsOnError):
     """A `StepWriter` for a group of processes with one file system, or one object store.
 
     Process 0 makes the staging directory, writes the metadata and publishes; all write and read
@@ -125,15 +125,3 @@ class SharedWriter:
         """Remove what was written; the target is untouched."""
         if self._group.index == 0:
             self._writer.abort()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if kind is not None:
-            self.abort()

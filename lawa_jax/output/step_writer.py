@@ -10,8 +10,7 @@ import os
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from etils import epath
@@ -22,7 +21,7 @@ from lawa_jax.errors import (
     LawaError,
     TreeMismatchError,
 )
-from lawa_jax.output.destination import BlockSink, open_destination
+from lawa_jax.output.destination import AbortsOnError, BlockSink, open_destination
 from lawa_jax.trajectory import open_checkpoint
 from lawa_jax.trajectory.checkpoint import Checkpoint, bounds_of
 from lawa_jax.trajectory.digest import ALGORITHM, combine, leaf_digest_block, to_hex
@@ -36,7 +35,7 @@ from lawa_jax.trajectory.structure import rebuilt
 from lawa_jax.tree import Index, LeafSpec
 
 
-class StepWriter:
+class StepWriter(AbortsOnError):
     """One step directory in the making.
 
     Args:
@@ -300,18 +299,6 @@ class StepWriter:
     def abort(self) -> None:
         """Remove what was written; the target is untouched."""
         self._destination.abort()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if kind is not None:
-            self.abort()
 
 
 def checksums_json(digests: Mapping[str, str], specs: Mapping[str, LeafSpec]) -> dict[str, Any]:

@@ -8,11 +8,12 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from lawa_jax.errors import CorruptCheckpointError, TreeMismatchError
-from lawa_jax.trajectory.formats.orbax_metadata import DICT, SEQUENCE, StoredLeaf
+from lawa_jax.trajectory.formats.orbax_metadata import SEQUENCE, StoredLeaf
 from lawa_jax.trajectory.selection import Keys
+from lawa_jax.tree import nested
 
 # What empty nodes are restored as; others (of optax's states, for instance) as None.
-_EMPTY: dict[str, Any] = {"Dict": {}, "List": [], "Tuple": ()}
+_EMPTY: dict[str, type] = {"Dict": dict, "List": list, "Tuple": tuple}
 # More holes between the places of a list than any selection leaves: damaged or hostile.
 _MOST_HOLES = 100_000
 
@@ -77,20 +78,14 @@ def rebuilt(values: Mapping[Keys, Any], types: Mapping[Keys, tuple[int, ...]]) -
     """
     if set(values) == {()}:
         return values[()]
-    root: dict[str, Any] = {}
-    sequences: set[Keys] = set()
-    for keys, value in values.items():
-        node = root
-        for key in keys[:-1]:
-            node = node.setdefault(key, {})
-            if not isinstance(node, dict):
-                raise TreeMismatchError(f"{'/'.join(keys)}: {key!r} is a leaf and a branch at once")
-        if keys[-1] in node:
-            raise TreeMismatchError(f"{'/'.join(keys)} occurs twice, or is a leaf and a branch")
-        node[keys[-1]] = _Value(value)
-        kinds = types.get(keys, (DICT,) * len(keys))
-        sequences |= {keys[:d] for d, kind in enumerate(kinds) if kind == SEQUENCE}
-    return _container(root, (), sequences)
+    sequences = {
+        keys[:depth]
+        for keys in values
+        for depth, kind in enumerate(types.get(keys, ()))
+        if kind == SEQUENCE
+    }
+    tree = nested({keys: _Value(value) for keys, value in values.items()})
+    return _container(tree, (), sequences)
 
 
 class _Value:
@@ -116,4 +111,4 @@ def _container(node: Any, at: Keys, sequences: set[Keys]) -> Any:
 
 def restored_as(node: StoredLeaf) -> Any:
     """What Orbax restores an empty node as."""
-    return type(_EMPTY[node.kind])() if node.kind in _EMPTY else None
+    return _EMPTY.get(node.kind, type(None))()

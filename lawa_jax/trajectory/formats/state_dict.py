@@ -144,13 +144,11 @@ def _flatten(
     for key, value in content.items():
         keys = (*above, str(key))
         name = ".".join(keys)
-        if isinstance(value, Mapping) and _count(value, is_tensor):
-            if _is_apart(str(key), value):
-                found.left_out[".".join((*found.wrapper, *keys))] = _count(value, is_tensor)
-            else:
-                _flatten(value, keys, found, is_tensor, label)
-        elif not is_tensor(value) and _count(value, is_tensor):
-            found.left_out[".".join((*found.wrapper, *keys))] = _count(value, is_tensor)
+        inside = 0 if is_tensor(value) else _count(value, is_tensor)
+        if inside and isinstance(value, Mapping) and not _is_apart(str(key), value):
+            _flatten(value, keys, found, is_tensor, label)
+        elif inside:
+            found.left_out[".".join((*found.wrapper, *keys))] = inside
         elif is_tensor(value) or not above:
             if name in found.entries:
                 raise TreeMismatchError(
